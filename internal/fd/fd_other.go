@@ -1,0 +1,31 @@
+//go:build !unix
+
+package fd
+
+import (
+	"errors"
+	"net"
+	"os"
+	"syscall"
+)
+
+// Dup returns errors.ErrUnsupported.
+func Dup(syscall.Conn, string) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+// Inherit returns errors.ErrUnsupported.
+func Inherit(int, string) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+// Pair returns errors.ErrUnsupported.
+func Pair() (*net.UnixConn, *os.File, error) { return nil, nil, errors.ErrUnsupported }
+
+// Channel returns errors.ErrUnsupported.
+func Channel(*os.File) (*net.UnixConn, error) { return nil, errors.ErrUnsupported }
+
+// Kind returns errors.ErrUnsupported.
+func Kind(syscall.Conn) (string, error) { return "", errors.ErrUnsupported }
+
+// Limit returns 0: there is no such limit here.
+func Limit() uint64 { return 0 }
+
+// Identity returns zeros: files have no inode number here.
+func Identity(os.FileInfo) (dev, ino uint64) { return 0, 0 }

@@ -1,0 +1,255 @@
+// Package wire holds the messages of the handover channel, one connected unix
+// stream socket between predecessor and successor.
+//
+// A frame is a length of four bytes, big-endian, and that many bytes of JSON:
+//
+//	{"type":"hello","body":{"version":1,"pid":4711,"build":"v1.2.3"}}
+//
+// Old and new builds of a program differ, so the messages of a released
+// Version never change their meaning. They may grow: a field that the receiver
+// does not know is ignored, and one that the sender does not know is zero.
+package wire
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"time"
+	"unicode/utf8"
+)
+
+// Version is the version of the protocol, which hello and manifest carry.
+const Version = 1
+
+// MaxFrame is the most bytes of JSON in one frame. The manifest is the only
+// message that grows with the application; 2,000 sockets with names of 255
+// bytes fit.
+const MaxFrame = 1 << 20
+
+// maxText is the most bytes of a text for people. A panic's text can be longer
+// than a frame, and its beginning must arrive all the same.
+const maxText = 64 << 10
+
+// A Message is one of the types of this package, as a value.
+type Message interface{ kind() string }
+
+// Hello is the first message of a successor.
+type Hello struct {
+	Version int    `json:"version"`
+	PID     int    `json:"pid"`
+	Build   string `json:"build"`
+}
+
+// Manifest answers Hello: what the successor is going to be, and its sockets.
+type Manifest struct {
+	Version      int           `json:"version"`
+	Generation   int           `json:"generation"`        // the successor's, once it is committed
+	PIDFile      string        `json:"pidfile,omitempty"` // absolute path that the predecessor keeps; empty: none
+	Probation    time.Duration `json:"probation_ns"`      // how long the predecessor can take the service back
+	DrainTimeout time.Duration `json:"drain_timeout_ns"`  // how long the predecessor drains
+	Sockets      []Socket      `json:"sockets,omitempty"` // in the order of their descriptors
+}
+
+// Socket describes one socket of a Manifest.
+type Socket struct {
+	Name      string `json:"name,omitempty"`
+	Kind      string `json:"kind,omitempty"`      // listener, packet or file
+	Network   string `json:"network,omitempty"`   // as in package net
+	Requested string `json:"requested,omitempty"` // the address as asked for, "localhost:0"
+	Address   string `json:"address,omitempty"`   // the address as bound, "127.0.0.1:40123"
+	Dev       uint64 `json:"dev,omitempty"`       // with Ino: the inode of the unix path that it bound
+	Ino       uint64 `json:"ino,omitempty"`       // 0: none
+}
+
+// Progress tells the predecessor that the successor is still getting ready.
+type Progress struct {
+	Text string `json:"text"`
+}
+
+// Ready tells the predecessor that the successor could serve.
+type Ready struct{}
+
+// Failed carries the reason why the successor gives up.
+type Failed struct {
+	Text string `json:"text"`
+}
+
+// Commit tells the successor that it is the server now.
+type Commit struct{}
+
+// Abort tells the successor to exit.
+type Abort struct {
+	Reason string `json:"reason"`
+}
+
+// Serving answers Commit: the successor's gate is open.
+type Serving struct{}
+
+// Confirm ends the probation: there is no way back.
+type Confirm struct{}
+
+// Stopping says that its sender was told to stop, so that the closing of the
+// channel, which follows, is not taken for a crash. Either side sends it.
+type Stopping struct{}
+
+// Hurry tells a draining process to finish now, if its generation is not above
+// Generation.
+type Hurry struct {
+	Generation int `json:"generation"`
+}
+
+// Connection hands one established connection over, whose descriptor rides
+// along.
+type Connection struct {
+	ID       uint64 `json:"id"`
+	Listener string `json:"listener"` // the name of the listener that is to return it
+}
+
+// Taken answers Connection: the sender may let go.
+type Taken struct {
+	ID uint64 `json:"id"`
+}
+
+// Refused answers Connection: the sender keeps it.
+type Refused struct {
+	ID     uint64 `json:"id"`
+	Reason string `json:"reason"`
+}
+
+func (Hello) kind() string      { return "hello" }
+func (Manifest) kind() string   { return "manifest" }
+func (Progress) kind() string   { return "progress" }
+func (Ready) kind() string      { return "ready" }
+func (Failed) kind() string     { return "failed" }
+func (Commit) kind() string     { return "commit" }
+func (Abort) kind() string      { return "abort" }
+func (Serving) kind() string    { return "serving" }
+func (Confirm) kind() string    { return "confirm" }
+func (Stopping) kind() string   { return "stopping" }
+func (Hurry) kind() string      { return "hurry" }
+func (Connection) kind() string { return "connection" }
+func (Taken) kind() string      { return "taken" }
+func (Refused) kind() string    { return "refused" }
+
+// An UnknownTypeError reports a message that this build does not know. The
+// frame has been read whole, so the next Receive is sound.
+type UnknownTypeError struct{ Type string }
+
+func (e *UnknownTypeError) Error() string {
+	return fmt.Sprintf("unknown message type %.64q: this build speaks version %d of the protocol", e.Type, Version)
+}
+
+// envelope is the JSON of one frame. A message without fields has no body.
+type envelope struct {
+	Type string          `json:"type"`
+	Body json.RawMessage `json:"body,omitempty"`
+}
+
+// frame returns the bytes that carry m.
+func frame(m Message) ([]byte, error) {
+	text, err := encode(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", m.kind(), err)
+	}
+	if len(text) > MaxFrame {
+		return nil, fmt.Errorf("%s message of %d bytes: at most %d fit a frame", m.kind(), len(text), MaxFrame)
+	}
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(text))), text...), nil
+}
+
+func encode(m Message) ([]byte, error) {
+	body, err := json.Marshal(shorten(m))
+	if err != nil {
+		return nil, err
+	}
+	if string(body) == "{}" {
+		body = nil
+	}
+	return json.Marshal(envelope{m.kind(), body})
+}
+
+// shorten cuts m's text to what surely fits a frame: JSON makes at most six
+// bytes of one.
+func shorten(m Message) Message {
+	switch m := m.(type) {
+	case Progress:
+		return Progress{cut(m.Text)}
+	case Failed:
+		return Failed{cut(m.Text)}
+	case Abort:
+		return Abort{cut(m.Reason)}
+	case Refused:
+		return Refused{m.ID, cut(m.Reason)}
+	default:
+		return m
+	}
+}
+
+// cut returns the first maxText bytes of s, less what would split a rune.
+func cut(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	end := maxText
+	for end > maxText-utf8.UTFMax && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end]
+}
+
+// decode reads the JSON of one frame.
+func decode(text []byte) (Message, error) {
+	var e envelope
+	if err := json.Unmarshal(text, &e); err != nil {
+		return nil, fmt.Errorf(`message %.64q: expected {"type":…,"body":{…}}: %w`, text, err)
+	}
+	return e.message()
+}
+
+func (e envelope) message() (Message, error) {
+	switch e.Type {
+	case Hello{}.kind():
+		return body[Hello](e.Body)
+	case Manifest{}.kind():
+		return body[Manifest](e.Body)
+	case Progress{}.kind():
+		return body[Progress](e.Body)
+	case Ready{}.kind():
+		return body[Ready](e.Body)
+	case Failed{}.kind():
+		return body[Failed](e.Body)
+	case Commit{}.kind():
+		return body[Commit](e.Body)
+	case Abort{}.kind():
+		return body[Abort](e.Body)
+	case Serving{}.kind():
+		return body[Serving](e.Body)
+	case Confirm{}.kind():
+		return body[Confirm](e.Body)
+	case Stopping{}.kind():
+		return body[Stopping](e.Body)
+	case Hurry{}.kind():
+		return body[Hurry](e.Body)
+	case Connection{}.kind():
+		return body[Connection](e.Body)
+	case Taken{}.kind():
+		return body[Taken](e.Body)
+	case Refused{}.kind():
+		return body[Refused](e.Body)
+	default:
+		return nil, &UnknownTypeError{e.Type}
+	}
+}
+
+// body reads a message of type M. No text at all is a message of zeros, so
+// that a message which has no fields today can be given some.
+func body[M Message](text json.RawMessage) (Message, error) {
+	var m M
+	if len(text) == 0 {
+		return m, nil
+	}
+	if err := json.Unmarshal(text, &m); err != nil {
+		return nil, fmt.Errorf("%s message: %w", m.kind(), err)
+	}
+	return m, nil
+}

@@ -1,0 +1,457 @@
+package upgrader
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// attempt is one upgrade under way, seen from the predecessor. The zero attempt
+// is none: its channels are nil, so that a select over them never fires.
+type attempt struct {
+	*successor // nil until it was started
+	request
+
+	phase    Phase
+	begun    time.Time
+	cancel   context.CancelFunc // of launch
+	launched <-chan launched
+	words    <-chan wire.Message // the successor's
+	canceled <-chan struct{}     // the caller's ctx, until commit
+	checked  <-chan error        // Options.Check's answer
+	limit    <-chan time.Time    // of the current phase
+	looked   bool                // that limit has run out once
+	latest   time.Time           // progress extends the limit up to this
+	text     string              // the successor's last words
+
+	err       error           // why it failed; then it only ends
+	exited    <-chan struct{} // the successor's end, once it failed
+	killed    bool
+	stopAfter bool // Stop was asked: there is no way back to serving
+}
+
+type launched struct {
+	successor *successor
+	err       error
+}
+
+func (a *attempt) underWay() bool { return !a.begun.IsZero() }
+
+// enter begins a phase, which may last d.
+func (a *attempt) enter(p Phase, d time.Duration) {
+	a.phase, a.limit, a.looked = p, time.After(d), false
+}
+
+// expire reports that the current limit is over for good. It looks twice: a
+// process that was stopped, or slept with its machine, finds its timers run out
+// and the answer that it waited for unread at the same instant.
+func (a *attempt) expire() bool {
+	if a.looked {
+		return true
+	}
+	a.looked, a.limit = true, time.After(secondLook)
+	return false
+}
+
+// awaitExit bounds the wait for the end of a successor that failed.
+func (a *attempt) awaitExit(d time.Duration) {
+	a.exited, a.limit, a.looked = a.successor.exited, time.After(d), true
+}
+
+// elapsed is for the log.
+func (a *attempt) elapsed() slog.Attr { return slog.Duration("elapsed", time.Since(a.begun)) }
+
+// answer gives the caller of Upgrade the verdict, once.
+func (a *attempt) answer(err error) {
+	if a.reply != nil {
+		a.reply <- err
+		a.reply = nil
+	}
+}
+
+// upgrade begins an attempt, or refuses to.
+func (r *run) upgrade(req request) {
+	err := r.state.refusal()
+	if err == nil && r.attempt.underWay() {
+		err = ErrBusy // the last successor is still ending
+	}
+	if err != nil {
+		r.log.Debug("upgrade refused", "pid", os.Getpid(), "err", err)
+		req.reply <- err
+		return
+	}
+	r.step(upgradeAsked)
+	ctx, cancel := context.WithCancel(req.ctx)
+	result := make(chan launched, 1)
+	r.attempt = &attempt{
+		request: req, phase: PhasePrepare, begun: time.Now(),
+		cancel: cancel, canceled: req.ctx.Done(), launched: result,
+	}
+	go func() {
+		s, err := r.carrier(ctx)
+		result <- launched{s, err}
+	}()
+}
+
+// started is the end of the first phases, which ran beside the loop.
+func (r *run) started(l launched) {
+	a := r.attempt
+	a.launched = nil
+	if l.err != nil {
+		if a.err == nil {
+			a.err = l.err
+		}
+		r.putBack()
+		r.ended()
+		return
+	}
+	a.successor, a.words = l.successor, l.successor.inbox
+	a.enter(PhaseHello, helloTimeout)
+	if a.err != nil { // given up meanwhile
+		r.endSuccessor()
+	}
+}
+
+// heard is what the successor says, or its end.
+func (r *run) heard(m wire.Message, ok bool) {
+	switch m := m.(type) {
+	case nil:
+		if !ok {
+			r.successorGone()
+		}
+	case wire.Progress:
+		r.progress(m.Text)
+	case wire.Failed:
+		r.successorFailed(m.Text)
+	case wire.Hello:
+		r.hello(m)
+	case wire.Ready:
+		r.commit()
+	case wire.Serving:
+		r.serving()
+	case wire.Confirm:
+		r.confirm() // it waited too long for this word, and went on
+	case wire.Stopping:
+		r.stopBoth()
+	default:
+		r.giveBack(fmt.Errorf("it sent a %T", m))
+	}
+}
+
+func (r *run) hello(m wire.Hello) {
+	a := r.attempt
+	switch {
+	case !r.expects(PhaseHello, m):
+	case m.Version != wire.Version:
+		r.fail(fmt.Errorf("it speaks version %d of the handover protocol, this build version %d", m.Version, wire.Version))
+	case m.PID != a.pid:
+		r.fail(fmt.Errorf("hello came from process %d: a wrapper must exec the server, not start it", m.PID))
+	default:
+		r.reach("hello")
+		a.enter(PhaseReady, r.options.ReadyTimeout)
+		a.latest = time.Now().Add(max(maxReadyWait, r.options.ReadyTimeout))
+		if err := a.Send(r.manifest(a.given)); err != nil {
+			r.fail(err)
+		}
+	}
+}
+
+// expects reports that a message fits the phase; if not, the attempt fails.
+func (r *run) expects(p Phase, m wire.Message) bool {
+	if r.attempt.err != nil {
+		return false // it only ends
+	}
+	if r.attempt.phase != p {
+		r.giveBack(fmt.Errorf("it sent a %T in the phase %s", m, r.attempt.phase))
+		return false
+	}
+	return true
+}
+
+func (r *run) progress(text string) {
+	a := r.attempt
+	a.text = text
+	if a.phase == PhaseReady && a.err == nil {
+		a.enter(PhaseReady, min(r.options.ReadyTimeout, time.Until(a.latest)))
+	}
+}
+
+// commit makes the successor the server. What can fail comes first, and this
+// process accepts until the successor has said that it does.
+func (r *run) commit() {
+	a := r.attempt
+	if !r.expects(PhaseReady, wire.Ready{}) {
+		return
+	}
+	r.reach("ready")
+	if a.dead() {
+		return // exit beats ready: its end is in the channel
+	}
+	a.canceled = nil
+	a.enter(PhaseCommit, servingTimeout)
+	if err := r.pidfile.commit(); err != nil {
+		r.fail(err)
+		return
+	}
+	r.reach("renamed")
+	if err := a.Send(wire.Commit{}); err != nil {
+		r.fail(err)
+		return
+	}
+	r.reach("committed")
+}
+
+// serving: the successor accepts, so this process stops to.
+func (r *run) serving() {
+	a := r.attempt
+	if !r.expects(PhaseCommit, wire.Serving{}) {
+		return
+	}
+	r.reach("serving")
+	r.sockets.setGates(false)
+	r.step(successorServing, slog.Int("successor", a.pid), a.elapsed())
+	a.enter(PhaseProbation, max(r.options.Probation, 0))
+	a.looked = true // what a second look would find, confirm finds
+	a.canceled = a.ctx.Done()
+	if r.options.Check != nil {
+		r.check()
+	}
+	r.reach("probation")
+}
+
+// check asks the program whether the successor is any good.
+func (r *run) check() {
+	a := r.attempt
+	result := make(chan error, 1)
+	a.checked = result
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), r.options.Probation)
+	go func() {
+		defer cancel()
+		result <- r.options.Check(ctx)
+	}()
+}
+
+func (r *run) verdict(err error) {
+	r.attempt.checked = nil
+	if err != nil {
+		r.rollBack(rollbackAsked, fmt.Errorf("check: %w", err))
+	}
+}
+
+// confirm ends probation. A successor that cannot even be told is dead.
+func (r *run) confirm() {
+	a := r.attempt
+	if !r.expects(PhaseProbation, wire.Confirm{}) {
+		return
+	}
+	r.reach("confirm")
+	if err := a.Send(wire.Confirm{}); err != nil || a.dead() {
+		r.rollBack(successorDied, errEnded)
+		return
+	}
+	r.Upgrader.successor.Store(a.peer)
+	r.handOn(timeUp, ErrUpgraded)
+	a.answer(nil)
+	r.attempt = &attempt{}
+}
+
+var errEnded = errors.New("it ended")
+
+// handOn leaves the service, and the names of it, to the successor.
+func (r *run) handOn(e event, why error) {
+	r.attempt.cancel()
+	r.heir = r.attempt.successor
+	r.warn("old pidfile not closed", r.pidfile.confirm())
+	r.leave(e, why)
+}
+
+// heirSaid is what the confirmed successor says, or its end.
+func (r *run) heirSaid(m wire.Message, ok bool) {
+	if !ok {
+		r.heir = nil
+		r.Upgrader.successor.Store(nil)
+		return
+	}
+	if m, isHurry := m.(wire.Hurry); isHurry {
+		if r.generation <= m.Generation {
+			r.hurryUp()
+		}
+		r.hurryElders(m.Generation)
+	}
+}
+
+// ---- an attempt that fails ----
+
+// giveBack ends an attempt in whatever phase it is.
+func (r *run) giveBack(why error) {
+	if r.state == probation {
+		r.rollBack(successorDied, why)
+		return
+	}
+	r.fail(why)
+}
+
+// fail gives the attempt up before the successor served: this process has
+// never stopped accepting. A successor that was started ends first, so that
+// the next attempt finds nothing of it.
+func (r *run) fail(why error) {
+	a := r.attempt
+	if a.err != nil {
+		return
+	}
+	a.err, a.canceled = why, nil
+	if a.successor == nil {
+		a.cancel() // started has the rest
+		return
+	}
+	r.endSuccessor()
+}
+
+func (r *run) endSuccessor() {
+	a := r.attempt
+	r.putBack()
+	_ = a.Send(wire.Abort{Reason: a.err.Error()}) // if it is gone, all the better
+	if errors.Is(a.err, ErrTimeout) {
+		_ = a.signal(askGoroutines)
+	}
+	if a.stopAfter {
+		a.awaitExit(stopTimeout)
+	} else {
+		a.awaitExit(exitTimeout)
+	}
+}
+
+// putBack undoes what the attempt did to the pidfile.
+func (r *run) putBack() { r.warn("pidfile not put back", r.pidfile.rollback()) }
+
+// rollBack takes the service back: first accept, then the pidfile, then the
+// report.
+func (r *run) rollBack(e event, why error) {
+	a := r.attempt
+	r.sockets.setGates(true)
+	r.putBack()
+	a.err, a.checked, a.canceled = why, nil, nil
+	r.step(e, slog.Int("successor", a.pid), slog.Any("err", why), a.elapsed())
+	_ = a.Send(wire.Abort{Reason: why.Error()}) // if it is gone, all the better
+	if e == successorDied {
+		a.awaitExit(exitTimeout)
+		return
+	}
+	// It is alive and has clients: it drains like any other generation.
+	go a.outlive(r.options.DrainTimeout)
+	r.finish()
+}
+
+// successorFailed: it says itself that it cannot be the server.
+func (r *run) successorFailed(text string) {
+	r.attempt.text = text
+	why := errors.New("it gave up")
+	if r.state == probation {
+		r.rollBack(rollbackAsked, why)
+		return
+	}
+	r.fail(why)
+}
+
+func (r *run) successorGone() {
+	a := r.attempt
+	a.words = nil
+	if a.err == nil {
+		r.giveBack(cmp.Or(a.peer.err, errEnded))
+	}
+}
+
+// stopBoth: somebody stops the service, here or by way of the successor.
+func (r *run) stopBoth() {
+	switch r.state {
+	case upgrading:
+		r.attempt.stopAfter = true
+		r.fail(ErrStopped)
+	case probation:
+		a := r.attempt
+		r.handOn(stopAsked, ErrStopped)
+		a.answer(ErrStopped)
+		r.attempt = &attempt{}
+	}
+}
+
+// callerGone: the ctx of Upgrade is done.
+func (r *run) callerGone() {
+	a := r.attempt
+	if r.state == probation {
+		a.canceled = nil
+		a.answer(context.Cause(a.ctx)) // the attempt goes on
+		return
+	}
+	r.fail(context.Cause(a.ctx))
+}
+
+// expired is the end of the current phase's limit.
+func (r *run) expired() {
+	a := r.attempt
+	switch {
+	case !a.expire():
+	case a.err != nil && !a.killed:
+		a.killed = true
+		_ = a.signal(os.Kill) // it may have ended at this instant
+		a.awaitExit(killTimeout)
+	case a.err != nil:
+		r.ended() // the kernel keeps it: there is nothing more to do
+	case r.state != probation:
+		r.fail(fmt.Errorf("%w: it took longer than it may", ErrTimeout))
+	case a.checked != nil:
+		r.rollBack(rollbackAsked, fmt.Errorf("check: no answer: %w", ErrTimeout))
+	default:
+		r.confirm()
+	}
+}
+
+// ended: nothing of the failed attempt is left.
+func (r *run) ended() {
+	a := r.attempt
+	if r.state == upgrading && !a.stopAfter {
+		r.step(successorFailed, slog.Any("err", r.failure()), a.elapsed())
+	}
+	if a.successor != nil {
+		_ = a.Close()
+		a.ignore()
+	}
+	if a.stopAfter {
+		a.err = ErrStopped
+		r.stopCommitted()
+	}
+	r.finish()
+}
+
+// finish answers and forgets the attempt.
+func (r *run) finish() {
+	r.attempt.cancel()
+	r.attempt.answer(r.failure())
+	r.attempt = &attempt{}
+}
+
+// failure is what Upgrade returns.
+func (r *run) failure() error {
+	a := r.attempt
+	if a.err == ErrStopped { //nolint:errorlint // not one that wraps it
+		return a.err
+	}
+	if prepared := (*SuccessorError)(nil); errors.As(a.err, &prepared) {
+		return prepared
+	}
+	e := r.attemptError(a.phase, a.err)
+	e.Text = a.text
+	if a.successor != nil {
+		e.PID = a.pid
+		if a.dead() {
+			e.State = a.state
+		}
+	}
+	return e
+}

@@ -1,0 +1,86 @@
+package upgrader
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// handOver gives c to the successor's listener of that name.
+func (u *Upgrader) handOver(name string, c syscall.Conn) error {
+	next := u.successor.Load()
+	if next == nil {
+		return errors.New("this process does not drain for a successor")
+	}
+	return next.handOver(name, c)
+}
+
+// adopt takes a connection that the predecessor p hands over. It answers
+// before anybody reads from the connection: one that was not answered has not
+// been touched, and the predecessor can keep it.
+func (u *Upgrader) adopt(p *peer, m wire.Connection, files []*os.File) {
+	c, err := connection(files)
+	if err != nil {
+		p.refuse(m, err)
+		return
+	}
+	if next := u.successor.Load(); next != nil {
+		// This process has been replaced meanwhile.
+		go p.passOn(next, m, c)
+		return
+	}
+	g := u.sockets.gateOf(m.Listener)
+	switch {
+	case u.Err() != nil:
+		err = u.Err()
+	case g == nil:
+		err = fmt.Errorf("no listener %q", m.Listener)
+	}
+	if err != nil {
+		p.refuse(m, err)
+		_ = c.Close() // a duplicate
+		return
+	}
+	if err := p.Send(wire.Taken{ID: m.ID}); err != nil || !g.deliver(c) {
+		_ = c.Close() // without an answer it is the predecessor's
+	}
+}
+
+// passOn gives the connection m to the next generation, and p its answer.
+func (p *peer) passOn(next *peer, m wire.Connection, c net.Conn) {
+	defer c.Close() //nolint:errcheck // a duplicate
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		p.refuse(m, fmt.Errorf("%T has no descriptor", c))
+		return
+	}
+	if err := next.handOver(m.Listener, sc); err != nil {
+		p.refuse(m, err)
+		return
+	}
+	_ = p.Send(wire.Taken{ID: m.ID}) // if it is gone, so is its copy
+}
+
+func (p *peer) refuse(m wire.Connection, err error) {
+	_ = p.Send(wire.Refused{ID: m.ID, Reason: err.Error()}) // if it is gone, so is its copy
+}
+
+// connection makes a net.Conn of the descriptor that came with a message.
+func connection(files []*os.File) (net.Conn, error) {
+	if len(files) == 0 {
+		return nil, errors.New("no descriptor arrived: this process is at RLIMIT_NOFILE")
+	}
+	defer closeAll(files) // FileConn works on a duplicate
+	c, err := net.FileConn(files[0])
+	if err != nil {
+		return nil, err
+	}
+	if c.RemoteAddr() == nil {
+		return nil, errors.Join(errors.New("it is not connected"), c.Close())
+	}
+	return c, nil
+}

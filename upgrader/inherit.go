@@ -1,0 +1,188 @@
+package upgrader
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/go-handover/handover/internal/fd"
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// legacy is what a process finds of its predecessor when it starts.
+type legacy struct {
+	generation int
+	pid        int
+	process    *os.Process
+	channel    *net.UnixConn // nil: no predecessor, or it is gone already
+	conn       *wire.Conn
+	manifest   wire.Manifest // zero if the predecessor was gone before it sent one
+	pidfile    *os.File      // the locked next pidfile; nil: none
+}
+
+// inherit takes what the environment says is this process's, and unsets it, so
+// that no subprocess finds it.
+//
+// An environment that was not meant for this process, because somebody leaked
+// it, is no predecessor: it is logged, and the process is generation 1.
+func (u *Upgrader) inherit() (*legacy, error) {
+	e, ok, err := parseEnv(os.LookupEnv)
+	for _, name := range envNames {
+		_ = os.Unsetenv(name) // the name is valid
+	}
+	var channel *net.UnixConn
+	if ok && err == nil {
+		channel, err = openChannel(e)
+	}
+	if err != nil {
+		u.log.Warn("environment ignored", "err", err)
+	}
+	if channel == nil {
+		return &legacy{generation: 1}, nil
+	}
+	l := &legacy{generation: e.generation, pid: e.predecessor, channel: channel, conn: wire.NewConn(channel)}
+	if p, err := os.FindProcess(e.predecessor); err == nil {
+		l.process = p
+	}
+	if err := errors.Join(u.takeDescriptors(e, l), u.handshake(l)); err != nil {
+		return nil, l.giveUp(err)
+	}
+	return l, nil
+}
+
+// openChannel returns the handover channel, if it is one and comes from the
+// process that the environment names.
+func openChannel(e environment) (*net.UnixConn, error) {
+	f, err := fd.Inherit(e.channel, "handover channel")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", envChannel, err)
+	}
+	c, err := fd.Channel(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", envChannel, err)
+	}
+	pid, err := fd.PeerPID(c)
+	if err == nil && pid != e.predecessor {
+		err = fmt.Errorf("the channel is from process %d, %s is %d", pid, envPredecessor, e.predecessor)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (u *Upgrader) takeDescriptors(e environment, l *legacy) error {
+	if e.pidfile != 0 {
+		f, err := fd.Inherit(e.pidfile, "pidfile")
+		if err != nil {
+			return fmt.Errorf("%s: %w", envPIDFile, err)
+		}
+		l.pidfile = f
+	}
+	var errs []error
+	for _, named := range e.fds {
+		f, err := fd.Inherit(named.fd, named.name)
+		if err == nil {
+			err = u.sockets.park(&socket{Socket: wire.Socket{Name: named.name}, parked: f, inherited: true})
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("inherit %q: %w", named.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// handshake says hello and reads the manifest. A predecessor that is gone
+// before it sent one leaves what the environment and the kernel know.
+func (u *Upgrader) handshake(l *legacy) error {
+	u.reach("hello")
+	// If this fails the predecessor is gone, or has said why it gives up.
+	_ = l.conn.Send(wire.Hello{Version: wire.Version, PID: os.Getpid(), Build: build()})
+	if err := l.channel.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
+		return err
+	}
+	m, files, err := l.conn.Receive()
+	closeAll(files)
+	if err := errors.Join(l.channel.SetReadDeadline(time.Time{})); err != nil {
+		return err
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: process %d sent no manifest in %v: %w", ErrAborted, l.pid, helloTimeout, ErrTimeout)
+	case err != nil && isGone(err):
+		_ = l.channel.Close() // its other end is
+		l.channel, l.conn = nil, nil
+		return nil
+	case err != nil:
+		return err
+	}
+	switch m := m.(type) {
+	case wire.Abort:
+		return fmt.Errorf("%w: %s", ErrAborted, m.Reason)
+	case wire.Manifest:
+		u.reach("manifest")
+		l.manifest = m
+		return u.check(m, l.generation)
+	default:
+		return fmt.Errorf("process %d sent a %T, want a manifest", l.pid, m)
+	}
+}
+
+// check compares the manifest with what was inherited, and keeps its words.
+func (u *Upgrader) check(m wire.Manifest, generation int) error {
+	if m.Version != wire.Version {
+		return fmt.Errorf("the predecessor speaks version %d of the handover protocol, this build version %d", m.Version, wire.Version)
+	}
+	if m.Generation != generation {
+		return fmt.Errorf("the manifest is for generation %d, %s says %d", m.Generation, envGeneration, generation)
+	}
+	return u.sockets.describe(m.Sockets)
+}
+
+// describe completes the inherited sockets with what the manifest says.
+func (ss *sockets) describe(meta []wire.Socket) error {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if len(meta) != len(ss.named) {
+		return fmt.Errorf("the manifest names %d sockets and files, %d were inherited", len(meta), len(ss.named))
+	}
+	for _, m := range meta {
+		s := ss.named[m.Name]
+		if s == nil {
+			return fmt.Errorf("the manifest names %q, which was not inherited", m.Name)
+		}
+		kind, err := fd.Kind(s.parked)
+		if err != nil || m.Kind != kindFile && m.Kind != kind {
+			return errors.Join(fmt.Errorf("the manifest says that %q is a %s, it is a %s", m.Name, m.Kind, kind), err)
+		}
+		s.Socket = m
+	}
+	return nil
+}
+
+// giveUp tells the predecessor why this process cannot be its successor.
+func (l *legacy) giveUp(err error) error {
+	if l.conn == nil {
+		return err
+	}
+	_ = l.conn.Send(wire.Failed{Text: err.Error()}) // if it is gone, nobody asks
+	return errors.Join(err, l.conn.Close())
+}
+
+// build says which build of the program this is, for the predecessor's log.
+func build() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	version := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			version += " " + s.Value
+		}
+	}
+	return version
+}

@@ -1,0 +1,182 @@
+package upgrader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// predecessor is what a successor knows of the process that it is to replace.
+// The zero predecessor is none: its channels are nil, so that a select over
+// them never fires.
+type predecessor struct {
+	*peer
+	manifest wire.Manifest
+	process  *os.Process
+	limit    <-chan time.Time // of the current wait
+	looked   bool             // that limit has run out once
+	overdue  <-chan time.Time // when it should have drained
+}
+
+func (p *predecessor) alive() bool { return p.peer != nil }
+
+func (p *predecessor) words() <-chan wire.Message {
+	if p.peer == nil {
+		return nil
+	}
+	return p.inbox
+}
+
+// kill ends a predecessor that drains for too long.
+func (p *predecessor) kill() error {
+	if p.process == nil {
+		return nil
+	}
+	return p.process.Kill()
+}
+
+// wait starts the wait for the predecessor's next word.
+func (p *predecessor) wait(d time.Duration) { p.limit, p.looked = time.After(d), false }
+
+// settle does what had to wait until there was no way back.
+func (r *run) settle() {
+	r.pred.limit = nil
+	r.warn("former pidfile not removed", r.former.remove())
+	r.former = nil
+	r.warn("unclaimed sockets not closed", r.sockets.closeUnclaimed())
+	if !r.pred.alive() {
+		return
+	}
+	if d := r.pred.manifest.DrainTimeout; d > 0 {
+		r.pred.overdue = time.After(d + hurryTimeout)
+	}
+	if r.options.MaxDraining > 0 {
+		r.hurryElders(r.generation - 1 - r.options.MaxDraining)
+	}
+}
+
+// hurryElders tells every generation up to this one to finish its drain. The
+// word goes from successor to predecessor down the line.
+func (r *run) hurryElders(generation int) {
+	if generation < 1 || !r.pred.alive() {
+		return
+	}
+	_ = r.pred.Send(wire.Hurry{Generation: generation}) // if it is gone, it needs no hurry
+	if r.generation-1 <= generation {
+		r.pred.overdue = time.After(hurryTimeout)
+	}
+}
+
+func (r *run) say(text string) {
+	if r.pred.alive() && !r.state.committed() && !r.state.final() {
+		_ = r.pred.Send(wire.Progress{Text: text}) // if it is gone, nobody waits
+	}
+}
+
+// told is what the predecessor says, or its end.
+func (r *run) told(m wire.Message, ok bool) {
+	if !ok {
+		r.predecessorEnded()
+		return
+	}
+	switch m := m.(type) {
+	case wire.Commit:
+		if r.state == waiting {
+			r.commitSelf()
+		}
+	case wire.Confirm:
+		if r.state == onProbation {
+			r.step(confirmed)
+			r.settle()
+		}
+	case wire.Abort:
+		r.abort(m.Reason)
+	case wire.Stopping:
+		if !r.state.final() {
+			r.stop(stopRequest{})
+		}
+	}
+}
+
+// commitSelf answers the predecessor's commit: first accept, then say so.
+func (r *run) commitSelf() {
+	r.reach("commit")
+	if !r.pidfileShared { // the predecessor wrote its own only
+		if err := r.pidfile.install(); err != nil {
+			r.stop(stopRequest{failure: err.Error()})
+			return
+		}
+	}
+	r.step(committedByPredecessor)
+	r.pred.wait(r.pred.manifest.Probation + confirmTimeout)
+	r.open()
+	r.reach("open")
+	_ = r.pred.Send(wire.Serving{}) // if it is gone, its channel says so next
+	r.reach("serving")
+}
+
+// predecessorEnded is how the predecessor dies, and how it exits after its
+// drain. Before commit this process commits itself as soon as it is ready.
+func (r *run) predecessorEnded() {
+	broken := r.pred.err
+	r.pred = predecessor{manifest: r.pred.manifest}
+	switch {
+	case broken != nil && !r.state.final() && !r.state.committed():
+		r.abort(broken.Error())
+	case r.state == waiting || r.state == onProbation:
+		r.warn("pidfile not written", r.pidfile.install())
+		r.step(predecessorGone)
+		r.open()
+		r.settle()
+	}
+}
+
+// predecessorSilent: a predecessor that was ready to be replaced and says
+// nothing is stopped or hangs. Before commit it still is the server, so this
+// process goes back; after it this process is, and goes on.
+func (r *run) predecessorSilent() {
+	if !r.pred.looked {
+		r.pred.looked, r.pred.limit = true, time.After(secondLook)
+		return
+	}
+	if r.state == waiting {
+		r.warn("no commit", ErrTimeout)
+		r.giveUp(predecessorSilent, ErrAborted)
+		return
+	}
+	_ = r.pred.Send(wire.Confirm{}) // it finds this when it wakes up
+	r.step(predecessorSilent)
+	r.settle()
+}
+
+func (r *run) abort(reason string) {
+	switch {
+	case r.state == onProbation:
+		r.sockets.setGates(false)
+		// The predecessor has put its own back, so this removes only a pidfile that
+		// it does not keep.
+		r.warn("pidfile not removed", r.pidfile.remove())
+		r.leave(rolledBack, fmt.Errorf("%w: %s", ErrRolledBack, reason))
+	case !r.state.final():
+		r.giveUp(aborted, fmt.Errorf("%w: %s", ErrAborted, reason))
+	}
+}
+
+// giveUp leaves before this process was committed: the predecessor serves on.
+func (r *run) giveUp(e event, why error) {
+	r.warn("pidfile not closed", errors.Join(r.pidfile.close(), r.former.close()))
+	if r.pred.alive() {
+		_ = r.pred.Close() // what was said before is still read
+	}
+	r.leave(e, why)
+}
+
+// endPredecessor: it was told to hurry, or had all the time it asked for.
+func (r *run) endPredecessor() {
+	r.log.Warn("predecessor did not finish its drain: killed", "pid", os.Getpid(), "predecessor", r.pred.pid)
+	r.pred.overdue = nil
+	r.warn("kill", r.pred.kill())
+}

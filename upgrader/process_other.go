@@ -1,0 +1,9 @@
+//go:build !unix
+
+package upgrader
+
+import "os"
+
+const supported = false
+
+var askGoroutines = os.Kill

@@ -1,0 +1,283 @@
+package upgrader
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// deadline bounds every wait for an event. It is for a test that hangs.
+const deadline = 30 * time.Second
+
+// service is the program under test in all its generations, and its log.
+type service struct {
+	t      *testing.T
+	dir    string
+	config config
+	first  *exec.Cmd
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at each record
+	records []record
+	raw     []string
+	pids    map[int]bool
+	eof     bool
+}
+
+type record map[string]any
+
+func (r record) str(key string) string { s, _ := r[key].(string); return s }
+func (r record) num(key string) int    { f, _ := r[key].(float64); return int(f) }
+
+func newService(t *testing.T) *service {
+	t.Helper()
+	dir := t.TempDir()
+	s := &service{t: t, dir: dir, changed: make(chan struct{}), pids: map[int]bool{}}
+	s.config = config{PIDFile: filepath.Join(dir, "app.pid"), Probation: 200, Listen: [][3]string{{"main", "tcp", "127.0.0.1:0"}}}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.config.Exe = filepath.Join(dir, "app")
+	if err := os.Symlink(self, s.config.Exe); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *service) configure() {
+	s.t.Helper()
+	b, err := json.Marshal(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	tmp := filepath.Join(s.dir, "config.tmp")
+	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Rename(tmp, filepath.Join(s.dir, "config")); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// start runs the first generation until it is ready.
+func (s *service) start() *service {
+	s.t.Helper()
+	s.configure()
+	cmd := exec.Command(s.config.Exe)
+	cmd.Env = append(os.Environ(), envProgram+"="+filepath.Join(s.dir, "config"))
+	r, w, err := os.Pipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd.Stderr = w
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	_ = w.Close()
+	s.first = cmd
+	s.pids[cmd.Process.Pid] = true
+	go s.read(r)
+	s.t.Cleanup(s.finish)
+	s.waitFor("ready", func(r record) bool { return r.str("msg") == "ready" })
+	return s
+}
+
+func (s *service) read(r *os.File) {
+	defer r.Close()
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		s.mu.Lock()
+		rec := record{}
+		if json.Unmarshal(lines.Bytes(), &rec) == nil {
+			if pid := rec.num("pid"); pid != 0 {
+				s.pids[pid] = true
+			}
+			s.records = append(s.records, rec)
+		}
+		s.raw = append(s.raw, lines.Text())
+		close(s.changed)
+		s.changed = make(chan struct{})
+		s.mu.Unlock()
+	}
+	s.mu.Lock()
+	s.eof = true
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.mu.Unlock()
+}
+
+// waitFor waits for the first record after the mark that matches.
+func (s *service) waitFor(what string, match func(record) bool) record {
+	s.t.Helper()
+	return s.waitAfter(0, what, match)
+}
+
+func (s *service) mark() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.records)
+}
+
+func (s *service) waitAfter(from int, what string, match func(record) bool) record {
+	s.t.Helper()
+	limit := time.After(deadline)
+	for {
+		s.mu.Lock()
+		for i := from; i < len(s.records); i++ {
+			if match(s.records[i]) {
+				r := s.records[i]
+				s.mu.Unlock()
+				return r
+			}
+		}
+		changed, eof := s.changed, s.eof
+		s.mu.Unlock()
+		if eof {
+			s.t.Fatalf("all processes ended before %s", what)
+		}
+		select {
+		case <-changed:
+		case <-limit:
+			s.t.Fatalf("no %s within %v", what, deadline)
+		}
+	}
+}
+
+func moved(pid int, to string) func(record) bool {
+	return func(r record) bool {
+		return r.str("msg") == "state changed" && r.str("to") == to && (pid == 0 || r.num("pid") == pid)
+	}
+}
+
+func (s *service) pidfile() int {
+	s.t.Helper()
+	b, err := os.ReadFile(s.config.PIDFile)
+	if err != nil {
+		s.t.Fatalf("pidfile: %v", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSuffix(string(b), "\n"))
+	if err != nil || !strings.HasSuffix(string(b), "\n") {
+		s.t.Fatalf("pidfile holds %q", b)
+	}
+	return pid
+}
+
+func (s *service) signal(pid int, sig syscall.Signal) {
+	s.t.Helper()
+	if err := syscall.Kill(pid, sig); err != nil {
+		s.t.Fatalf("signal %v to %d: %v", sig, pid, err)
+	}
+}
+
+// upgrade triggers one and waits for the verdict.
+func (s *service) upgrade() (confirmed bool) {
+	s.t.Helper()
+	s.configure()
+	old, from := s.pidfile(), s.mark()
+	s.signal(old, syscall.SIGUSR1)
+	r := s.waitAfter(from, "verdict", func(r record) bool {
+		return moved(old, "draining")(r) || moved(old, "serving")(r)
+	})
+	return r.str("to") == "draining"
+}
+
+func (s *service) addr(name string) string {
+	s.t.Helper()
+	return s.waitFor("listener "+name, func(r record) bool {
+		return r.str("msg") == "listening" && r.str("name") == name
+	}).str("addr")
+}
+
+// ask sends a line over a new connection and returns who answered.
+func (s *service) ask(line string) (pid, generation int) {
+	s.t.Helper()
+	c, err := net.Dial("tcp", s.addr("main"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer c.Close()
+	return s.askOn(c, line)
+}
+
+func (s *service) askOn(c net.Conn, line string) (pid, generation int) {
+	s.t.Helper()
+	_ = c.SetDeadline(time.Now().Add(deadline))
+	if _, err := fmt.Fprintln(c, line); err != nil {
+		s.t.Fatal(err)
+	}
+	answer, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		s.t.Fatalf("answer to %q: %q, %v", line, answer, err)
+	}
+	var echo string
+	if _, err := fmt.Sscanf(answer, "%d %d %s", &pid, &generation, &echo); err != nil {
+		s.t.Fatalf("answer %q: %v", answer, err)
+	}
+	return pid, generation
+}
+
+// finish stops what runs and fails the test if something is left.
+func (s *service) finish() {
+	s.mu.Lock()
+	pids := []int{}
+	for pid := range s.pids {
+		pids = append(pids, pid)
+	}
+	s.mu.Unlock()
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+		_ = syscall.Kill(pid, syscall.SIGTERM)
+	}
+	exited := make(chan struct{})
+	go func() { _ = s.first.Wait(); close(exited) }()
+	limit := time.After(deadline)
+	for {
+		s.mu.Lock()
+		changed, eof := s.changed, s.eof
+		s.mu.Unlock()
+		if eof {
+			break
+		}
+		select {
+		case <-changed:
+			continue
+		case <-limit:
+			s.t.Error("processes left behind")
+			for _, pid := range pids {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		break
+	}
+	<-exited
+	if s.t.Failed() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.t.Logf("log of all generations:\n%s", strings.Join(s.raw, "\n"))
+	}
+}
+
+func TestUpgradeReplacesTheProcess(t *testing.T) {
+	s := newService(t).start()
+	for generation := 2; generation <= 5; generation++ {
+		if !s.upgrade() {
+			t.Fatal("upgrade failed")
+		}
+		pid, g := s.ask("hello")
+		if g != generation || pid != s.pidfile() {
+			t.Fatalf("process %d of generation %d answers, pidfile says %d, want generation %d", pid, g, s.pidfile(), generation)
+		}
+	}
+}

@@ -1,0 +1,246 @@
+package upgrader
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// This file is the program that the process tests run: this test binary,
+// executed again.
+
+const envProgram = "UPGRADER_TEST_CONFIG"
+
+// config is what one generation of the program does. The file is read anew by
+// each generation, so a test changes it between two upgrades.
+type config struct {
+	Options   Options  `json:"-"`
+	PIDFile   string   `json:"pidfile,omitempty"`
+	Probation int      `json:"probation_ms,omitempty"`
+	Ready     int      `json:"ready_timeout_ms,omitempty"`
+	Drain     int      `json:"drain_timeout_ms,omitempty"`
+	Max       int      `json:"max_draining,omitempty"`
+	Sockets   []socket `json:"-"`
+	Listen    [][3]string
+	Faults    []fault `json:"faults,omitempty"`
+	Exe       string  `json:"exe,omitempty"`
+	Check     string  `json:"check,omitempty"`
+	Hurry     bool    `json:"hurry,omitempty"`
+}
+
+// fault is what a process of one generation does at a point of an upgrade.
+type fault struct {
+	Generation int
+	Point      string
+	Action     string // exit0, exit1, panic, kill, stop (SIGSTOP), hang, term (SIGTERM to itself), fail
+}
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(envProgram); path != "" {
+		if err := program(path); err != nil {
+			slog.New(slog.NewJSONHandler(os.Stderr, nil)).Error("program failed", "pid", os.Getpid(), "err", err.Error())
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func readConfig(path string) (config, error) {
+	var c config
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return c, err
+	}
+	return c, json.Unmarshal(b, &c)
+}
+
+// generationOf tells what New will: a fault can come before it.
+func generationOf() int {
+	e, ok, err := parseEnv(os.LookupEnv)
+	if !ok || err != nil {
+		return 1
+	}
+	return e.generation
+}
+
+func program(path string) error {
+	c, err := readConfig(path)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	generation := generationOf()
+	act := func(point string) {
+		// Faults are read when they are due, so that one can be planted in a
+		// process that runs already.
+		if now, err := readConfig(path); err == nil {
+			c.Faults = now.Faults
+		}
+		for _, f := range c.Faults {
+			if f.Generation == generation && f.Point == point {
+				log.Info("fault", "pid", os.Getpid(), "generation", generation, "point", point, "action", f.Action)
+				f.happen()
+			}
+		}
+	}
+	act("start")
+	u, err := open(c.options(log), act)
+	if err != nil {
+		return err
+	}
+	if err := u.HandleSignals(context.Background(), Signals{}); err != nil {
+		return err
+	}
+	act("new")
+	s := &lineServer{u: u, log: log}
+	for _, l := range c.Listen {
+		if err := s.listen(l[0], l[1], l[2]); err != nil {
+			u.Fail(err)
+			return err
+		}
+	}
+	act("listen")
+	if err := u.Ready(); err != nil {
+		return err
+	}
+	log.Info("ready", "pid", os.Getpid(), "generation", u.Generation())
+	go act("ran 0s")
+	for _, ms := range []int{50, 100, 200, 1000, 4000} {
+		time.AfterFunc(time.Duration(ms)*time.Millisecond, func() { act(fmt.Sprintf("ran %dms", ms)) })
+	}
+	<-u.Done()
+	log.Info("done", "pid", os.Getpid(), "generation", u.Generation(), "err", u.Err().Error())
+	s.drain()
+	log.Info("drained", "pid", os.Getpid(), "generation", u.Generation())
+	return nil
+}
+
+func (c config) options(log *slog.Logger) Options {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	o := Options{
+		PIDFile: c.PIDFile, Probation: ms(c.Probation), ReadyTimeout: ms(c.Ready), DrainTimeout: ms(c.Drain),
+		MaxDraining: c.Max, Executable: c.Exe, Logger: log,
+	}
+	switch c.Check {
+	case "bad":
+		o.Check = func(context.Context) error { return errors.New("the check says no") }
+	case "hang":
+		o.Check = func(context.Context) error { select {} }
+	case "good":
+		o.Check = func(context.Context) error { return nil }
+	}
+	return o
+}
+
+func (f fault) happen() {
+	self := func(s syscall.Signal) { _ = syscall.Kill(os.Getpid(), s) }
+	switch f.Action {
+	case "exit0":
+		os.Exit(0)
+	case "exit1":
+		os.Exit(1)
+	case "panic":
+		panic("a fault was planted here")
+	case "kill":
+		self(syscall.SIGKILL)
+		select {}
+	case "stop":
+		self(syscall.SIGSTOP)
+	case "term":
+		self(syscall.SIGTERM)
+	case "hang":
+		select {}
+	}
+}
+
+// lineServer answers each line with "pid generation line". It hands idle
+// connections over when its process is replaced.
+type lineServer struct {
+	u     *Upgrader
+	log   *slog.Logger
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+	lns   []net.Listener
+	wg    sync.WaitGroup
+}
+
+func (s *lineServer) listen(name, network, address string) error {
+	ln, err := s.u.Listen(context.Background(), name, network, address)
+	if err != nil {
+		return err
+	}
+	s.log.Info("listening", "pid", os.Getpid(), "name", name, "addr", ln.Addr().String())
+	s.lns = append(s.lns, ln)
+	s.wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			s.wg.Go(func() { s.serve(ln, c) })
+		}
+	})
+	return nil
+}
+
+// serve reads lines until the end, or until Done finds the connection idle.
+func (s *lineServer) serve(ln net.Listener, c net.Conn) {
+	defer c.Close()
+	stop := context.AfterFunc(doneContext{s.u}, func() { _ = c.SetReadDeadline(aLongTimeAgo) })
+	defer stop()
+	r := bufio.NewReader(c)
+	for {
+		line, err := r.ReadString('\n')
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && line == "" && r.Buffered() == 0 && s.u.Err() != nil:
+			_ = c.SetReadDeadline(time.Time{})
+			if h, ok := ln.(interface{ HandOver(net.Conn) error }); ok {
+				if err := h.HandOver(c); err != nil {
+					s.log.Info("kept", "pid", os.Getpid(), "err", err.Error())
+				}
+			}
+			return
+		case err != nil:
+			return
+		}
+		var ms int
+		if n, _ := fmt.Sscanf(line, "sleep %d", &ms); n == 1 {
+			time.Sleep(time.Duration(ms) * time.Millisecond)
+		}
+		if _, err := fmt.Fprintf(c, "%d %d %s", os.Getpid(), s.u.Generation(), line); err != nil {
+			return
+		}
+	}
+}
+
+// drain finishes what is under way: connections end by themselves.
+func (s *lineServer) drain() {
+	for _, ln := range s.lns {
+		_ = ln.Close()
+	}
+	finished := make(chan struct{})
+	go func() { s.wg.Wait(); close(finished) }()
+	select {
+	case <-finished:
+	case <-s.u.Hurry():
+		s.log.Info("hurried", "pid", os.Getpid())
+	}
+}
+
+// doneContext is the Upgrader's Done as a context.
+type doneContext struct{ u *Upgrader }
+
+func (d doneContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (d doneContext) Done() <-chan struct{}       { return d.u.Done() }
+func (d doneContext) Err() error                  { return d.u.Err() }
+func (d doneContext) Value(any) any               { return nil }

@@ -1,0 +1,210 @@
+package upgrader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// run owns the state, the attempt and the pidfile. Nothing else reads or
+// writes them, so there is one order of what happens, and no lock.
+type run struct {
+	*Upgrader
+	state   state
+	pred    predecessor                               // the zero one: none, or it is gone
+	attempt *attempt                                  // the zero one: none is under way
+	carrier func(context.Context) (*successor, error) // starts or finds a successor
+	heir    *successor                                // after confirm, until it is gone
+	former  *pidfile                                  // the predecessor's, if this build keeps another
+	waiters []chan<- error                            // calls of Ready that wait for commit
+}
+
+// loop is the one select. It ends when this process has nothing to say to
+// another one any more; a process that is the server is always in it.
+func (r *run) loop() {
+	for !r.over() {
+		select {
+		case reply := <-r.readies:
+			r.ready(reply)
+		case req := <-r.requests:
+			r.upgrade(req)
+		case req := <-r.stops:
+			r.stop(req)
+		case text := <-r.says:
+			r.say(text)
+
+		case l := <-r.attempt.launched:
+			r.started(l)
+		case m, ok := <-r.attempt.words:
+			r.heard(m, ok)
+		case <-r.attempt.exited:
+			r.ended()
+		case <-r.attempt.limit:
+			r.expired()
+		case <-r.attempt.canceled:
+			r.callerGone()
+		case err := <-r.attempt.checked:
+			r.verdict(err)
+
+		case m, ok := <-r.pred.words():
+			r.told(m, ok)
+		case <-r.pred.limit:
+			r.predecessorSilent()
+		case <-r.pred.overdue:
+			r.endPredecessor()
+
+		case m, ok := <-r.heir.words():
+			r.heirSaid(m, ok)
+		}
+	}
+}
+
+func (r *run) over() bool {
+	return r.state.final() && !r.attempt.underWay() && !r.pred.alive() && r.heir == nil
+}
+
+// step makes every move, and logs it. An illegal one is a bug of run.
+func (r *run) step(e event, attrs ...slog.Attr) {
+	to, err := r.state.next(e)
+	if err != nil {
+		panic(err)
+	}
+	attrs = append([]slog.Attr{
+		slog.Int("pid", os.Getpid()), slog.Int("generation", r.generation),
+		slog.String("from", r.state.String()), slog.String("to", to.String()),
+	}, attrs...)
+	r.state = to
+	r.committed.Store(to.committed())
+	r.log.LogAttrs(context.Background(), slog.LevelInfo, "state changed", attrs...)
+}
+
+// leave makes the last move. Who sees Done closed finds everything done that
+// this process had to do for the other one, and Err set.
+func (r *run) leave(e event, why error) {
+	r.step(e, slog.Any("err", why))
+	if r.options.DrainTimeout > 0 {
+		time.AfterFunc(r.options.DrainTimeout, r.hurryUp)
+	}
+	r.err = why
+	close(r.done)
+	r.answerReady(why)
+}
+
+func (r *run) answerReady(err error) {
+	for _, reply := range r.waiters {
+		reply <- err
+	}
+	r.waiters = nil
+}
+
+// warn logs what went wrong after the point where it could still be undone.
+func (r *run) warn(msg string, err error) {
+	if err != nil {
+		r.log.Warn(msg, "pid", os.Getpid(), "generation", r.generation, "err", err)
+	}
+}
+
+func (r *run) ready(reply chan<- error) {
+	switch {
+	case r.state.final():
+		reply <- r.err
+	case r.state == waiting:
+		r.waiters = append(r.waiters, reply)
+	case r.state != starting:
+		reply <- nil
+	case r.pred.alive():
+		r.waiters = append(r.waiters, reply)
+		r.step(readyWithPredecessor)
+		r.pred.wait(commitTimeout)
+		// If this fails the predecessor is gone, and its channel says so next.
+		_ = r.pred.Send(wire.Ready{})
+		r.reach("ready")
+	default:
+		if err := r.pidfile.install(); err != nil {
+			reply <- fmt.Errorf("upgrader: ready: %w", err)
+			return
+		}
+		r.waiters = append(r.waiters, reply)
+		r.step(readyAlone)
+		r.open()
+		r.settle()
+	}
+}
+
+// open is the moment from which this process serves.
+func (r *run) open() {
+	r.sockets.setGates(true)
+	r.answerReady(nil)
+}
+
+// stop ends this process, and the other one as far as the request concerns it.
+func (r *run) stop(s stopRequest) {
+	switch r.state {
+	case starting, waiting:
+		r.stopUncommitted(s)
+	case onProbation:
+		r.stopOnProbation(s)
+	case serving:
+		if !r.attempt.underWay() {
+			r.stopCommitted()
+			return
+		}
+		r.stopAttempt() // its successor died on probation, and is still ending
+	case upgrading:
+		r.stopAttempt()
+	case probation:
+		_ = r.attempt.Send(wire.Stopping{}) // if it is gone, nobody is left to stop
+		r.stopBoth()
+	default:
+		r.hurryUp()
+	}
+}
+
+func (r *run) stopUncommitted(s stopRequest) {
+	if r.pred.alive() {
+		if s.service {
+			_ = r.pred.Send(wire.Stopping{})
+		} else {
+			_ = r.pred.Send(wire.Failed{Text: s.reason()})
+		}
+	}
+	r.giveUp(stopAsked, ErrStopped)
+}
+
+func (r *run) stopOnProbation(s stopRequest) {
+	if s.failure == "" {
+		r.removeNames()
+		_ = r.pred.Send(wire.Stopping{}) // no reason to take the service back
+	} else {
+		r.sockets.setGates(false)
+		_ = r.pred.Send(wire.Failed{Text: s.reason()})
+	}
+	r.leave(stopAsked, ErrStopped)
+}
+
+// stopAttempt ends the successor first; ended does the rest.
+func (r *run) stopAttempt() {
+	a := r.attempt
+	a.stopAfter = true
+	if a.err == nil {
+		r.fail(ErrStopped)
+	} else if a.successor != nil && !a.killed {
+		a.awaitExit(stopTimeout)
+	}
+}
+
+func (r *run) stopCommitted() {
+	r.removeNames()
+	r.leave(stopAsked, ErrStopped)
+}
+
+// removeNames removes what only the committed process may, and only at its end.
+func (r *run) removeNames() {
+	r.warn("pidfile not removed", errors.Join(r.pidfile.remove(), r.former.remove()))
+	r.warn("unix socket not removed", r.sockets.unlinkAll())
+}

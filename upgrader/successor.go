@@ -1,0 +1,215 @@
+package upgrader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/go-handover/handover/internal/fd"
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// successor is what the predecessor knows of the process that is to replace it.
+type successor struct {
+	*peer
+	exited chan struct{}    // closed once it is dead and reaped
+	state  *os.ProcessState // set before exited is closed; nil if it is not our child
+	signal func(os.Signal) error
+	given  []wire.Socket
+}
+
+// dead reports that the successor has ended, whatever it said before.
+func (s *successor) dead() bool {
+	select {
+	case <-s.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// outlive watches a successor that was rolled back alive, until it has drained
+// or, where limit is positive, for a little longer than that.
+func (s *successor) outlive(limit time.Duration) {
+	s.ignore()
+	var late <-chan time.Time
+	if limit > 0 {
+		late = time.After(limit + hurryTimeout)
+	}
+	select {
+	case <-s.exited:
+	case <-late:
+		_ = s.signal(os.Kill) // it may have ended at this instant
+	}
+}
+
+// words is what run selects on; there is none to listen to if s is nil.
+func (s *successor) words() <-chan wire.Message {
+	if s == nil {
+		return nil
+	}
+	return s.inbox
+}
+
+// launch starts the successor by fork and exec, the carrier inherit. What can
+// fail is tried first; nothing has happened if it returns an error, but for
+// the pidfile, which the caller rolls back.
+func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
+	next, err := u.pidfile.prepare()
+	if err != nil {
+		return nil, u.attemptError(PhasePrepare, err)
+	}
+	path := u.executable.path()
+	if err := checkExecutable(path); err != nil {
+		return nil, u.attemptError(PhasePrepare, err)
+	}
+	meta, dups, err := u.sockets.duplicate()
+	if err != nil {
+		return nil, u.attemptError(PhasePrepare, err)
+	}
+	defer closeAll(dups)
+	local, remote, err := fd.Pair()
+	if err != nil {
+		return nil, u.attemptError(PhasePrepare, err)
+	}
+	defer remote.Close() //nolint:errcheck // the successor has its own
+
+	p, err := u.start(ctx, path, inheritance{remote, next, meta, dups})
+	if err != nil {
+		return nil, errors.Join(u.attemptError(PhaseStart, err), local.Close())
+	}
+	u.reach("started")
+	if err := u.pidfile.name(p.Pid); err != nil {
+		_ = p.Kill() // our child, and not reaped: it is there
+		_, _ = p.Wait()
+		return nil, errors.Join(u.attemptError(PhaseStart, err), local.Close())
+	}
+	return u.follow(p, wire.NewConn(local), meta), nil
+}
+
+// inheritance is what the successor gets, in the order of its descriptors.
+type inheritance struct {
+	channel *os.File
+	pidfile *os.File // nil: none
+	meta    []wire.Socket
+	sockets []*os.File
+}
+
+// files returns the descriptors from 3 on, and the variables that name them.
+func (in inheritance) files(generation int) ([]*os.File, []string, error) {
+	const first = 3
+	files := []*os.File{in.channel}
+	env := environment{channel: first, generation: generation, predecessor: os.Getpid()}
+	if in.pidfile != nil {
+		env.pidfile = first + len(files)
+		files = append(files, in.pidfile)
+	}
+	for i, f := range in.sockets {
+		env.fds = append(env.fds, namedFD{in.meta[i].Name, first + len(files)})
+		files = append(files, f)
+	}
+	vars, err := env.strings()
+	return files, vars, err
+}
+
+// A binary that is still being written cannot be executed: ETXTBSY. Any fork
+// in this process can also hold a writable descriptor of it for an instant.
+const (
+	busyRetries = 10
+	busyPause   = 50 * time.Millisecond
+)
+
+func (u *Upgrader) start(ctx context.Context, path string, in inheritance) (*os.Process, error) {
+	extra, vars, err := in.files(u.generation + 1)
+	if err != nil {
+		return nil, err
+	}
+	stdio, closeStdio, err := stdio()
+	if err != nil {
+		return nil, err
+	}
+	defer closeStdio()
+	argv := append([]string{path}, u.args()...)
+	attr := &os.ProcAttr{
+		Dir:   u.executable.dir(u.options.Dir),
+		Env:   append(withoutOurs(u.env()), vars...),
+		Files: append(stdio, extra...),
+	}
+	for range busyRetries {
+		p, err := os.StartProcess(path, argv, attr)
+		if !errors.Is(err, syscall.ETXTBSY) {
+			return p, err
+		}
+		select {
+		case <-time.After(busyPause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return nil, fmt.Errorf("%w: %s is still being written: write beside it and rename", syscall.ETXTBSY, path)
+}
+
+func (u *Upgrader) args() []string {
+	if u.options.Args != nil {
+		return u.options.Args
+	}
+	return os.Args[1:]
+}
+
+func (u *Upgrader) env() []string {
+	if u.options.Env != nil {
+		return u.options.Env
+	}
+	return os.Environ()
+}
+
+// stdio returns standard input, output and error, with /dev/null for what this
+// process has closed: the successor must not find a socket there.
+func stdio() (files []*os.File, closeNull func(), err error) {
+	files = []*os.File{os.Stdin, os.Stdout, os.Stderr}
+	var null *os.File
+	for i, f := range files {
+		if f != nil && f.Fd() != ^uintptr(0) {
+			continue
+		}
+		if null == nil {
+			if null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+				return nil, nil, err
+			}
+		}
+		files[i] = null
+	}
+	return files, func() { _ = null.Close() }, nil
+}
+
+// follow watches a process that was started: its words and its end.
+func (u *Upgrader) follow(p *os.Process, l link, meta []wire.Socket) *successor {
+	s := &successor{peer: newPeer(l, p.Pid, nil), exited: make(chan struct{}), signal: p.Signal, given: meta}
+	go func() {
+		s.state, _ = p.Wait() // it is our child, so there is a state
+		close(s.exited)
+		// A descendant may hold the channel open. What the successor has said is
+		// still read, then its end.
+		_ = s.CloseRead()
+	}()
+	return s
+}
+
+func (u *Upgrader) attemptError(phase Phase, err error) *SuccessorError {
+	return &SuccessorError{Phase: phase, Path: u.executable.path(), Err: err}
+}
+
+// manifest is what the successor is told after its hello.
+func (u *Upgrader) manifest(sockets []wire.Socket) wire.Manifest {
+	return wire.Manifest{
+		Version:      wire.Version,
+		Generation:   u.generation + 1,
+		PIDFile:      u.options.PIDFile,
+		Probation:    max(u.options.Probation, 0),
+		DrainTimeout: max(u.options.DrainTimeout, 0),
+		Sockets:      sockets,
+	}
+}

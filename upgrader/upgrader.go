@@ -1,0 +1,395 @@
+package upgrader
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Defaults of Options.
+const (
+	DefaultReadyTimeout = time.Minute
+	DefaultProbation    = 5 * time.Second
+	DefaultDrainTimeout = 10 * time.Minute
+	DefaultMaxDraining  = 2
+)
+
+// The limits that are not options. What their expiry means is said at their use.
+const (
+	helloTimeout   = 10 * time.Second       // started → hello, and hello → manifest
+	maxReadyWait   = 10 * time.Minute       // progress extends ReadyTimeout up to this
+	commitTimeout  = 10 * time.Second       // the successor's wait for commit, after ready
+	servingTimeout = 5 * time.Second        // commit → serving
+	confirmTimeout = 10 * time.Second       // the successor's wait for confirm, after probation
+	hurryTimeout   = 10 * time.Second       // hurry → the successor ends its predecessor
+	exitTimeout    = 2 * time.Second        // a failed successor ends by itself, or is killed
+	stopTimeout    = 500 * time.Millisecond // the same when the service stops
+	killTimeout    = 5 * time.Second        // the kernel reaps what was killed, or is given up on
+	secondLook     = 100 * time.Millisecond // see attempt.expire
+)
+
+// Options configures an Upgrader. The zero value is ready to use.
+type Options struct {
+	// PIDFile is the path of the file that names the committed process; empty:
+	// none. It is locked with flock(2) for the life of the service, and New fails
+	// with a *PIDFileHeldError if another instance has it. Unix only.
+	PIDFile string
+
+	// ReadyTimeout is how long a successor may take from hello to ready; 0:
+	// DefaultReadyTimeout. Progress starts it anew, for 10 minutes in all.
+	ReadyTimeout time.Duration
+
+	// Probation is how long this process can take the service back after the
+	// successor has begun to serve; 0: DefaultProbation; negative: none.
+	Probation time.Duration
+
+	// Check, if not nil, is called once during probation, in a goroutine of the
+	// old process. Its gate is closed by then, so a request to the service's own
+	// address reaches the new process. An error rolls back; so does no answer
+	// before probation is over, when ctx ends.
+	Check func(ctx context.Context) error
+
+	// DrainTimeout is how long this process may drain after Done is closed before
+	// Hurry is closed; 0: DefaultDrainTimeout; negative: without limit. After an
+	// upgrade the successor ends it 10 s later.
+	DrainTimeout time.Duration
+
+	// MaxDraining is how many replaced generations may drain at once; 0:
+	// DefaultMaxDraining; negative: without limit. One more, and the oldest is
+	// told to hurry.
+	MaxDraining int
+
+	// Executable is the file to execute, looked up again at each upgrade; empty:
+	// as this process was invoked, made absolute by New. A symbolic link is
+	// followed at each upgrade.
+	Executable string
+
+	// Args are the successor's arguments after argv[0], which is the executable's
+	// path; nil: those of this process.
+	Args []string
+
+	// Env is the successor's environment; nil: this process's at the time of the
+	// upgrade. Variables of the handover are removed and added.
+	Env []string
+
+	// Dir is the successor's working directory; empty: the one in which New found
+	// this process, or wherever this process is if that was deleted.
+	Dir string
+
+	// ListenConfig opens the sockets that were not handed over; nil: the zero
+	// ListenConfig.
+	ListenConfig *net.ListenConfig
+
+	// Logger receives at most ten records of level info or above in the course of
+	// an upgrade; nil: none.
+	Logger *slog.Logger
+}
+
+// withDefaults returns o with its zero values replaced, or says what is wrong.
+func (o Options) withDefaults() (Options, error) {
+	fill(&o.ReadyTimeout, DefaultReadyTimeout)
+	fill(&o.Probation, DefaultProbation)
+	fill(&o.DrainTimeout, DefaultDrainTimeout)
+	fill(&o.MaxDraining, DefaultMaxDraining)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.ReadyTimeout < 0 {
+		return o, fmt.Errorf("ReadyTimeout %v: want a positive duration, or 0 for %v", o.ReadyTimeout, DefaultReadyTimeout)
+	}
+	if o.Check != nil && o.Probation < 0 {
+		return o, fmt.Errorf("Check with Probation %v: a check runs during probation, want a positive one", o.Probation) //nolint:revive // a field's name
+	}
+	if o.PIDFile != "" {
+		path, err := filepath.Abs(o.PIDFile)
+		if err != nil {
+			return o, fmt.Errorf("pidfile %q: %w", o.PIDFile, err)
+		}
+		o.PIDFile = path
+	}
+	return o, nil
+}
+
+func fill[T int | time.Duration](field *T, value T) {
+	if *field == 0 {
+		*field = value
+	}
+}
+
+// Upgrader replaces the running process with the binary that lies on disk. All
+// its methods may be called from several goroutines at once.
+type Upgrader struct {
+	options    Options
+	log        *slog.Logger
+	generation int
+	executable executable
+	sockets    sockets
+	hooks      func(point string) // tests stop, crash and hang a process here
+
+	requests chan request
+	readies  chan chan<- error
+	stops    chan stopRequest
+	says     chan string
+
+	committed atomic.Bool          // see state.committed; written by run
+	successor atomic.Pointer[peer] // takes connections; written by run, before done is closed
+	done      chan struct{}        // closed by run, after err is set
+	err       error                // why done was closed
+	hurry     chan struct{}        // closed by hurryUp
+	hurryOnce sync.Once
+
+	pidfile       *pidfile // run's, and launch's during an attempt's first phase
+	pidfileShared bool     // it was inherited
+}
+
+// request is one call of Upgrade, or a signal.
+type request struct {
+	ctx   context.Context
+	reply chan<- error // has room for the answer
+}
+
+// stopRequest is one reason to stop this process.
+type stopRequest struct {
+	service bool   // whichever process hears it, the service stops
+	failure string // why this process cannot take over, or go on as the successor
+}
+
+func (s stopRequest) reason() string {
+	if s.failure == "" {
+		return "it was stopped"
+	}
+	return s.failure
+}
+
+// New makes this process one that can be upgraded. Call it first in main,
+// before any subprocess is started: in a successor it takes the descriptors
+// that were inherited, and unsets the variables that name them.
+//
+// In a successor it says hello and waits for the predecessor's manifest, 10 s
+// at most. It fails with ErrAborted if the predecessor has given up; then the
+// process is to exit. A predecessor that has died makes no difference.
+func New(o Options) (*Upgrader, error) {
+	u, err := open(o, nil)
+	if err != nil {
+		return nil, fmt.Errorf("upgrader: %w", err)
+	}
+	return u, nil
+}
+
+// open is New with hooks for tests.
+func open(o Options, hooks func(string)) (*Upgrader, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	u := newUpgrader(o)
+	u.hooks = hooks
+	if u.executable, err = resolveExecutable(o.Executable, os.Args[0]); err != nil {
+		return nil, err
+	}
+	l, err := u.inherit()
+	if err != nil {
+		return nil, err
+	}
+	u.generation = l.generation
+	former, err := u.openPIDFiles(l)
+	if err != nil {
+		return nil, l.giveUp(err)
+	}
+	r := &run{Upgrader: u, former: former, attempt: &attempt{}, carrier: u.launch}
+	if l.conn != nil {
+		r.pred = predecessor{peer: newPeer(l.conn, l.pid, u.adopt), manifest: l.manifest, process: l.process}
+	}
+	go r.loop()
+	return u, nil
+}
+
+func newUpgrader(o Options) *Upgrader {
+	return &Upgrader{
+		options:    o,
+		log:        o.Logger,
+		generation: 1,
+		sockets:    sockets{named: map[string]*socket{}},
+		requests:   make(chan request),
+		readies:    make(chan chan<- error),
+		stops:      make(chan stopRequest),
+		says:       make(chan string),
+		done:       make(chan struct{}),
+		hurry:      make(chan struct{}),
+	}
+}
+
+// openPIDFiles takes over the predecessor's pidfile. If this build keeps
+// another one, or none, the predecessor's is returned as former: it is removed
+// once there is no way back.
+func (u *Upgrader) openPIDFiles(l *legacy) (former *pidfile, err error) {
+	path := u.options.PIDFile
+	if l.pidfile != nil {
+		was := l.manifest.PIDFile
+		if was == "" {
+			was = path // the predecessor was gone before it could say
+		}
+		if was != "" {
+			if former, err = inheritPIDFile(was, l.pidfile); err != nil {
+				return nil, err
+			}
+		}
+		if was == path {
+			u.pidfile, u.pidfileShared = former, true
+			return nil, nil
+		}
+	}
+	if path != "" {
+		u.pidfile, err = openPIDFile(path)
+	}
+	return former, err
+}
+
+// Generation is 1 for the first process and one more for each successor.
+func (u *Upgrader) Generation() int { return u.generation }
+
+// Progress tells the predecessor that this process, not ready yet, is getting
+// there: ReadyTimeout starts anew, up to 10 minutes in all. The text is what an
+// operator reads if the upgrade fails. Without a waiting predecessor it does
+// nothing. It does not block.
+func (u *Upgrader) Progress(text string) {
+	select {
+	case u.says <- text:
+	case <-u.done:
+	}
+}
+
+// failed lets the predecessor know of an error that will likely be the last.
+func (u *Upgrader) failed(err error) error {
+	u.Progress(err.Error())
+	return err
+}
+
+// Ready says that this process could serve, and blocks until it is committed.
+// On nil this process is the server: the gates are open and the pidfile names
+// it. That is at once if there is no predecessor, or no longer one.
+//
+// The error is ErrAborted if the predecessor gives this process up, or says
+// nothing for 10 s; ErrStopped or ErrUpgraded if Done is closed; or one of the
+// pidfile, after which Ready can be called again. Further calls return what
+// the first one did.
+func (u *Upgrader) Ready() error {
+	reply := make(chan error, 1)
+	select {
+	case u.readies <- reply:
+		return <-reply
+	case <-u.done:
+		return u.err
+	}
+}
+
+// Upgrade replaces this process, and blocks until there is a verdict. On nil
+// the successor serves and is confirmed, Done is closed, and this process is
+// to drain and exit. On an error this process serves on as if nothing had
+// happened, and a later call may succeed.
+//
+// The error is a *SuccessorError for an attempt that was made; ErrNotReady,
+// ErrBusy, ErrUpgraded or ErrStopped, with nothing started, if none could be;
+// ErrNotSupported on Windows. Until the successor is committed, the end of ctx
+// gives the attempt up; afterwards it ends only the wait, and the error is
+// that of ctx.
+func (u *Upgrader) Upgrade(ctx context.Context) error {
+	if !supported {
+		return ErrNotSupported
+	}
+	reply := make(chan error, 1)
+	select {
+	case u.requests <- request{ctx, reply}:
+		return <-reply
+	case <-u.done:
+		return u.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// trigger is Upgrade for a signal: the verdict is in the log.
+func (u *Upgrader) trigger(ctx context.Context) {
+	if !supported {
+		return
+	}
+	select {
+	case u.requests <- request{ctx, make(chan error, 1)}:
+	case <-u.done:
+		u.log.Debug("upgrade refused", "pid", os.Getpid(), "err", u.err)
+	case <-ctx.Done():
+	}
+}
+
+// Stop ends the service, deliberately: after it, Done is closed with
+// ErrStopped, and the process is to drain and exit. The pidfile and the paths
+// of unix sockets are removed. During probation the other process stops too.
+// It blocks until then, about a second at most: an upgrade that is under way
+// ends first. In a draining or stopped process it closes Hurry.
+//
+// In a successor that is not committed it ends this process only, and the
+// predecessor serves on. Do not defer Stop in main: a program that fails gives
+// the service back by exiting, or by Fail.
+func (u *Upgrader) Stop() { u.end(stopRequest{}) }
+
+// Fail says why this process cannot be the server, and stops it: the
+// predecessor serves on, or again if this process is on probation, and reports
+// err. Without a predecessor it is Stop.
+func (u *Upgrader) Fail(err error) {
+	text := "no reason given"
+	if err != nil {
+		text = err.Error()
+	}
+	u.end(stopRequest{failure: text})
+}
+
+func (u *Upgrader) end(s stopRequest) {
+	select {
+	case <-u.done:
+		u.hurryUp()
+		return
+	default:
+	}
+	select {
+	case u.stops <- s:
+		<-u.done
+	case <-u.done:
+	}
+}
+
+// Done is closed when this process is to drain and exit, after an upgrade or a
+// stop. It never opens again. Err says why.
+func (u *Upgrader) Done() <-chan struct{} { return u.done }
+
+// Err returns nil while Done is open; then ErrUpgraded, ErrStopped, ErrAborted
+// or ErrRolledBack.
+func (u *Upgrader) Err() error {
+	select {
+	case <-u.done:
+		return u.err
+	default:
+		return nil
+	}
+}
+
+// Hurry is closed when a drain is to be cut short: DrainTimeout has passed,
+// more than MaxDraining generations drain, or Stop or a stop signal came a
+// second time.
+func (u *Upgrader) Hurry() <-chan struct{} { return u.hurry }
+
+func (u *Upgrader) hurryUp() { u.hurryOnce.Do(func() { close(u.hurry) }) }
+
+func (u *Upgrader) isCommitted() bool { return u.committed.Load() }
+
+// reach lets a test act at a point in the course of an upgrade.
+func (u *Upgrader) reach(point string) {
+	if u.hooks != nil {
+		u.hooks(point)
+	}
+}
