@@ -25,6 +25,7 @@ type attempt struct {
 	words    <-chan wire.Message // the successor's
 	canceled <-chan struct{}     // the caller's ctx, until commit
 	checked  <-chan error        // Options.Check's answer
+	timeIsUp bool                // probation is over but for that answer
 	limit    <-chan time.Time    // of the current phase
 	looked   bool                // that limit has run out once
 	latest   time.Time           // progress extends the limit up to this
@@ -239,8 +240,11 @@ func (r *run) check() {
 
 func (r *run) verdict(err error) {
 	r.attempt.checked = nil
-	if err != nil {
+	switch {
+	case err != nil:
 		r.rollBack(rollbackAsked, fmt.Errorf("check: %w", err))
+	case r.attempt.timeIsUp:
+		r.confirm()
 	}
 }
 
@@ -405,10 +409,14 @@ func (r *run) expired() {
 		r.ended() // the kernel keeps it: there is nothing more to do
 	case r.state != probation:
 		r.fail(fmt.Errorf("%w: it took longer than it may", ErrTimeout))
-	case a.checked != nil:
-		r.rollBack(rollbackAsked, fmt.Errorf("check: no answer: %w", ErrTimeout))
-	default:
+	case a.checked == nil:
 		r.confirm()
+	case !a.timeIsUp:
+		// A check that watches for all of probation answers when its ctx ends,
+		// which is now.
+		a.timeIsUp, a.limit = true, time.After(checkTimeout)
+	default:
+		r.rollBack(rollbackAsked, fmt.Errorf("check: no answer: %w", ErrTimeout))
 	}
 }
 

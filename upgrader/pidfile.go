@@ -57,7 +57,7 @@ func (e *PIDFileHeldError) Error() string {
 type pidfile struct {
 	path string   // absolute
 	self *os.File // this process's inode, locked; nil once it was given up
-	made bool     // self is at .BASE.next, by this process's doing
+	made bool     // self is this process's creation, not its predecessor's
 
 	next      *os.File // the successor's inode during an attempt, locked
 	committed bool     // next is at path
@@ -183,7 +183,7 @@ func (p *pidfile) put() error {
 // become makes f, which is at path, this process's inode.
 func (p *pidfile) become(f *os.File) error {
 	old := p.self
-	p.self, p.made = f, false
+	p.self = f
 	if old == f {
 		return nil
 	}
@@ -281,7 +281,7 @@ func (p *pidfile) takeBack() error {
 	}
 	var err error
 	switch {
-	case names(p.path, p.self):
+	case names(p.path, p.self): // somebody was quicker, by hand
 	case names(p.prevPath(), p.self):
 		err = os.Rename(p.prevPath(), p.path)
 	default:
@@ -349,7 +349,7 @@ func (p *pidfile) vacant() error {
 	if err != nil {
 		return unlessMissing(err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	if names(p.path, p.next) || p.namesPredecessor() {
 		return nil
 	}
@@ -363,12 +363,14 @@ func (p *pidfile) vacant() error {
 	return nil
 }
 
+// namesPredecessor reports whether path still is what this process found there.
+// The time tells that inode from a later one of the same number.
 func (p *pidfile) namesPredecessor() bool {
 	if p.predecessor == nil {
 		return false
 	}
 	there, err := os.Lstat(p.path)
-	return err == nil && os.SameFile(there, p.predecessor)
+	return err == nil && os.SameFile(there, p.predecessor) && there.ModTime().Equal(p.predecessor.ModTime())
 }
 
 // claimNext creates .BASE.next and locks it. Whoever holds that name alone may
@@ -414,7 +416,7 @@ func (p *pidfile) clearNext() error {
 	if err != nil {
 		return unlessMissing(err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	locked, err := fd.TryLock(f)
 	if err != nil {
 		return err

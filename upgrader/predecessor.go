@@ -148,6 +148,7 @@ func (r *run) predecessorSilent() {
 		return
 	}
 	_ = r.pred.Send(wire.Confirm{}) // it finds this when it wakes up
+	r.warn("pidfile not written", r.pidfile.install())
 	r.step(predecessorSilent)
 	r.settle()
 }
@@ -156,6 +157,7 @@ func (r *run) abort(reason string) {
 	switch {
 	case r.state == onProbation:
 		r.sockets.setGates(false)
+		_ = r.pred.Send(wire.Stopping{}) // if it is gone, nobody waits for it
 		// The predecessor has put its own back, so this removes only a pidfile that
 		// it does not keep.
 		r.warn("pidfile not removed", r.pidfile.remove())

@@ -1,3 +1,5 @@
+//go:build linux
+
 package upgrader
 
 import (
@@ -226,6 +228,32 @@ func (s *service) askOn(c net.Conn, line string) (pid, generation int) {
 		s.t.Fatalf("answer %q: %v", answer, err)
 	}
 	return pid, generation
+}
+
+// allGone waits until no process of the service is left: the log's last writer
+// has closed it.
+func (s *service) allGone() {
+	s.t.Helper()
+	limit := time.After(deadline)
+	for {
+		s.mu.Lock()
+		changed, eof := s.changed, s.eof
+		s.mu.Unlock()
+		if eof {
+			return
+		}
+		select {
+		case <-changed:
+		case <-limit:
+			s.t.Fatal("processes left behind")
+		}
+	}
+}
+
+func (s *service) lines() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.raw...)
 }
 
 // finish stops what runs and fails the test if something is left.

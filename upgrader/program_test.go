@@ -1,3 +1,5 @@
+//go:build linux
+
 package upgrader
 
 import (
@@ -9,7 +11,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,18 +27,15 @@ const envProgram = "UPGRADER_TEST_CONFIG"
 // config is what one generation of the program does. The file is read anew by
 // each generation, so a test changes it between two upgrades.
 type config struct {
-	Options   Options  `json:"-"`
-	PIDFile   string   `json:"pidfile,omitempty"`
-	Probation int      `json:"probation_ms,omitempty"`
-	Ready     int      `json:"ready_timeout_ms,omitempty"`
-	Drain     int      `json:"drain_timeout_ms,omitempty"`
-	Max       int      `json:"max_draining,omitempty"`
-	Sockets   []socket `json:"-"`
+	PIDFile   string `json:"pidfile,omitempty"`
+	Probation int    `json:"probation_ms,omitempty"`
+	Ready     int    `json:"ready_timeout_ms,omitempty"`
+	Drain     int    `json:"drain_timeout_ms,omitempty"`
+	Max       int    `json:"max_draining,omitempty"`
 	Listen    [][3]string
 	Faults    []fault `json:"faults,omitempty"`
 	Exe       string  `json:"exe,omitempty"`
 	Check     string  `json:"check,omitempty"`
-	Hurry     bool    `json:"hurry,omitempty"`
 }
 
 // fault is what a process of one generation does at a point of an upgrade.
@@ -55,6 +56,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// mainAddress is what the check dials.
+var mainAddress atomic.Value
+
 func readConfig(path string) (config, error) {
 	var c config
 	b, err := os.ReadFile(path)
@@ -65,12 +69,12 @@ func readConfig(path string) (config, error) {
 }
 
 // generationOf tells what New will: a fault can come before it.
-func generationOf() int {
+func generationOf() (generation, predecessor int) {
 	e, ok, err := parseEnv(os.LookupEnv)
 	if !ok || err != nil {
-		return 1
+		return 1, 0
 	}
-	return e.generation
+	return e.generation, e.predecessor
 }
 
 func program(path string) error {
@@ -79,17 +83,18 @@ func program(path string) error {
 		return err
 	}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	generation := generationOf()
+	generation, predecessor := generationOf()
 	act := func(point string) {
 		// Faults are read when they are due, so that one can be planted in a
 		// process that runs already.
-		if now, err := readConfig(path); err == nil {
-			c.Faults = now.Faults
+		now, err := readConfig(path)
+		if err != nil {
+			log.Error("config", "pid", os.Getpid(), "err", err.Error())
 		}
-		for _, f := range c.Faults {
+		for _, f := range now.Faults {
 			if f.Generation == generation && f.Point == point {
 				log.Info("fault", "pid", os.Getpid(), "generation", generation, "point", point, "action", f.Action)
-				f.happen()
+				f.happen(predecessor)
 			}
 		}
 	}
@@ -134,6 +139,8 @@ func (c config) options(log *slog.Logger) Options {
 	switch c.Check {
 	case "bad":
 		o.Check = func(context.Context) error { return errors.New("the check says no") }
+	case "dial":
+		o.Check = func(ctx context.Context) error { return dialCheck(ctx, mainAddress.Load().(string)) }
 	case "hang":
 		o.Check = func(context.Context) error { select {} }
 	case "good":
@@ -142,7 +149,7 @@ func (c config) options(log *slog.Logger) Options {
 	return o
 }
 
-func (f fault) happen() {
+func (f fault) happen(predecessor int) {
 	self := func(s syscall.Signal) { _ = syscall.Kill(os.Getpid(), s) }
 	switch f.Action {
 	case "exit0":
@@ -155,23 +162,33 @@ func (f fault) happen() {
 		self(syscall.SIGKILL)
 		select {}
 	case "stop":
-		self(syscall.SIGSTOP)
+		stopHere()
 	case "term":
 		self(syscall.SIGTERM)
 	case "hang":
 		select {}
+	case "kill predecessor":
+		_ = syscall.Kill(predecessor, syscall.SIGKILL)
+	case "term predecessor":
+		_ = syscall.Kill(predecessor, syscall.SIGTERM)
 	}
+}
+
+// stopHere stops the process before it returns: a signal to the thread is
+// handled on its way out of the system call, one to the process somewhere.
+func stopHere() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_, _, _ = syscall.Syscall(syscall.SYS_TGKILL, uintptr(os.Getpid()), uintptr(syscall.Gettid()), uintptr(syscall.SIGSTOP))
 }
 
 // lineServer answers each line with "pid generation line". It hands idle
 // connections over when its process is replaced.
 type lineServer struct {
-	u     *Upgrader
-	log   *slog.Logger
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	lns   []net.Listener
-	wg    sync.WaitGroup
+	u   *Upgrader
+	log *slog.Logger
+	lns []net.Listener
+	wg  sync.WaitGroup
 }
 
 func (s *lineServer) listen(name, network, address string) error {
@@ -180,6 +197,9 @@ func (s *lineServer) listen(name, network, address string) error {
 		return err
 	}
 	s.log.Info("listening", "pid", os.Getpid(), "name", name, "addr", ln.Addr().String())
+	if name == "main" {
+		mainAddress.Store(ln.Addr().String())
+	}
 	s.lns = append(s.lns, ln)
 	s.wg.Go(func() {
 		for {

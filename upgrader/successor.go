@@ -31,19 +31,48 @@ func (s *successor) dead() bool {
 	}
 }
 
-// outlive watches a successor that was rolled back alive, until it has drained
-// or, where limit is positive, for a little longer than that.
+// outlive watches a successor that was rolled back while it was alive. It has
+// clients, so it may drain for limit like any other generation, and a little
+// longer; but one that does not even acknowledge the abort hangs, and is ended.
 func (s *successor) outlive(limit time.Duration) {
-	s.ignore()
-	var late <-chan time.Time
-	if limit > 0 {
-		late = time.After(limit + hurryTimeout)
+	select {
+	case <-s.acknowledged():
+	case <-s.exited:
+		return
+	case <-time.After(exitTimeout):
+		_ = s.signal(askGoroutines) // it may have ended at this instant
+		s.killAfter(exitTimeout)
+		return
 	}
+	if limit > 0 { // else it may drain for ever
+		s.killAfter(limit + hurryTimeout)
+	}
+}
+
+// killAfter ends a process that does not end by itself.
+func (s *successor) killAfter(d time.Duration) {
 	select {
 	case <-s.exited:
-	case <-late:
-		_ = s.signal(os.Kill) // it may have ended at this instant
+	case <-time.After(d):
+		_ = s.signal(os.Kill) // the same
 	}
+}
+
+// acknowledged reads what the successor still says. It is closed by stopping,
+// or by the end of the channel.
+func (s *successor) acknowledged() <-chan struct{} {
+	heard := make(chan struct{})
+	go func() {
+		for m := range s.inbox {
+			if _, ok := m.(wire.Stopping); ok {
+				break
+			}
+		}
+		close(heard)
+		for range s.inbox { //nolint:revive // the rest is of no interest
+		}
+	}()
+	return heard
 }
 
 // words is what run selects on; there is none to listen to if s is nil.

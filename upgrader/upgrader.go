@@ -27,6 +27,7 @@ const (
 	commitTimeout  = 10 * time.Second       // the successor's wait for commit, after ready
 	servingTimeout = 5 * time.Second        // commit → serving
 	confirmTimeout = 10 * time.Second       // the successor's wait for confirm, after probation
+	checkTimeout   = 2 * time.Second        // the end of Check's ctx → its answer
 	hurryTimeout   = 10 * time.Second       // hurry → the successor ends its predecessor
 	exitTimeout    = 2 * time.Second        // a failed successor ends by itself, or is killed
 	stopTimeout    = 500 * time.Millisecond // the same when the service stops
@@ -51,8 +52,8 @@ type Options struct {
 
 	// Check, if not nil, is called once during probation, in a goroutine of the
 	// old process. Its gate is closed by then, so a request to the service's own
-	// address reaches the new process. An error rolls back; so does no answer
-	// before probation is over, when ctx ends.
+	// address reaches the new process. ctx ends with probation. An error rolls
+	// back, and so does no answer 2 s after the end of ctx.
 	Check func(ctx context.Context) error
 
 	// DrainTimeout is how long this process may drain after Done is closed before
