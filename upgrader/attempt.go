@@ -278,6 +278,7 @@ func (r *run) handOn(e event, why error) {
 // heirSaid is what the confirmed successor says, or its end.
 func (r *run) heirSaid(m wire.Message, ok bool) {
 	if !ok {
+		_ = r.heir.Close() // its end is all that was left of it
 		r.heir = nil
 		r.Upgrader.successor.Store(nil)
 		return

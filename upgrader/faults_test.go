@@ -109,13 +109,7 @@ func (s *service) gone(pid int) {
 		_, _ = s.first.Process.Wait()
 		return
 	}
-	limit := time.Now().Add(deadline)
-	for !dead(pid) {
-		if time.Now().After(limit) {
-			s.t.Fatalf("process %d is still there", pid)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	s.eventually(fmt.Sprintf("end of process %d", pid), func() bool { return dead(pid) })
 }
 
 // dead: no such process, or a zombie whose parent is not of this service.

@@ -54,10 +54,10 @@ func (p *peer) read() {
 	for {
 		m, files, err := p.Receive()
 		if err != nil {
+			// The channel stays open: the peer would take its end for our death.
 			if !isGone(err) {
 				p.err = err
 			}
-			_ = p.Close() // so that the other side learns of it too
 			return
 		}
 		switch m := m.(type) {

@@ -139,8 +139,8 @@ func (p *pidfile) inherit() error {
 	return unlessMissing(err)
 }
 
-// install makes path name this process, which serves now and has no
-// predecessor any more. It may be called again.
+// install makes path name this process, which serves now and from which no
+// predecessor takes the service back any more. It may be called again.
 func (p *pidfile) install() error {
 	if p == nil || p.self == nil {
 		return nil
@@ -291,13 +291,14 @@ func (p *pidfile) takeBack() error {
 	return err
 }
 
-// confirm gives the file up: it is the successor's from now on.
+// confirm gives the file up: it is the successor's from now on. .BASE.prev is
+// left to the successor's install, so that its absence says that the successor
+// has heard of it, and takes the next trigger.
 func (p *pidfile) confirm() error {
 	if p == nil || p.self == nil {
 		return nil
 	}
-	err := removeNamed(p.prevPath(), p.self)
-	return during("confirm pidfile", errors.Join(err, p.closeFiles()))
+	return during("confirm pidfile", p.closeFiles())
 }
 
 // remove ends the pidfile with the service. It removes nothing that is not this
@@ -306,11 +307,10 @@ func (p *pidfile) remove() error {
 	if p == nil || p.self == nil {
 		return nil
 	}
-	err := errors.Join(
-		removeNamed(p.path, p.self),
-		removeNamed(p.prevPath(), p.self),
-		removeNamed(p.nextPath(), p.next),
-	)
+	err := removeNamed(p.nextPath(), p.next)
+	if names(p.path, p.self) {
+		err = errors.Join(err, removeIfThere(p.path), removeIfThere(p.prevPath()))
+	}
 	return during("remove pidfile", errors.Join(err, p.close()))
 }
 

@@ -67,6 +67,13 @@ func succeed(t *testing.T, p *pidfile, pid int) *pidfile {
 	return s
 }
 
+// stage is what a table's row finds and may change before its test goes on.
+type stage struct {
+	t    *testing.T
+	path string
+	p    *pidfile // nil: not open yet
+}
+
 // litter leaves an unlocked file.
 func litter(t *testing.T, path, content string) {
 	t.Helper()
@@ -148,29 +155,29 @@ func steal(path string) (bool, error) {
 }
 
 func TestPIDFileOfTheFirstGeneration(t *testing.T) {
-	for name, before := range map[string]func(t *testing.T, path string){
-		"nothing there": func(*testing.T, string) {},
-		"stale":         func(t *testing.T, path string) { litter(t, path, "4711\n") },
-		"stale, names a living process": func(t *testing.T, path string) {
-			litter(t, path, strconv.Itoa(os.Getppid())+"\n")
+	for name, before := range map[string]func(stage){
+		"nothing there": func(stage) {},
+		"stale":         func(s stage) { litter(s.t, s.path, "4711\n") },
+		"stale, names a living process": func(s stage) {
+			litter(s.t, s.path, strconv.Itoa(os.Getppid())+"\n")
 		},
-		"stale, names ourselves": func(t *testing.T, path string) {
-			litter(t, path, strconv.Itoa(os.Getpid())+"\n")
+		"stale, names ourselves": func(s stage) {
+			litter(s.t, s.path, strconv.Itoa(os.Getpid())+"\n")
 		},
-		"empty":   func(t *testing.T, path string) { litter(t, path, "") },
-		"garbage": func(t *testing.T, path string) { litter(t, path, strings.Repeat("x", 1<<16)) },
-		"crash before install": func(t *testing.T, path string) {
-			litter(t, filepath.Join(filepath.Dir(path), ".app.pid.next"), "2147483647\nmore")
+		"empty":   func(s stage) { litter(s.t, s.path, "") },
+		"garbage": func(s stage) { litter(s.t, s.path, strings.Repeat("x", 1<<16)) },
+		"crash before install": func(s stage) {
+			litter(s.t, filepath.Join(filepath.Dir(s.path), ".app.pid.next"), "2147483647\nmore")
 		},
-		"crash on probation": func(t *testing.T, path string) {
-			litter(t, path, "4711\n")
-			must(t, os.Link(path, filepath.Join(filepath.Dir(path), ".app.pid.prev")))
-			litter(t, filepath.Join(filepath.Dir(path), ".app.pid.next"), "")
+		"crash on probation": func(s stage) {
+			litter(s.t, s.path, "4711\n")
+			must(s.t, os.Link(s.path, filepath.Join(filepath.Dir(s.path), ".app.pid.prev")))
+			litter(s.t, filepath.Join(filepath.Dir(s.path), ".app.pid.next"), "")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := pidfilePath(t)
-			before(t, path)
+			before(stage{t, path, nil})
 			was, wasErr := os.ReadFile(path)
 			p := openedPIDFile(t, path)
 			is, isErr := os.ReadFile(path)
@@ -193,37 +200,37 @@ func TestPIDFileOfTheFirstGeneration(t *testing.T) {
 
 func TestPIDFileIsRefused(t *testing.T) {
 	for name, tt := range map[string]struct {
-		before func(t *testing.T, path string)
+		before func(stage)
 		want   string
 	}{
 		"symbolic link": {
-			func(t *testing.T, path string) { must(t, os.Symlink("/run/real.pid", path)) },
+			func(s stage) { must(s.t, os.Symlink("/run/real.pid", s.path)) },
 			`app.pid is a symbolic link to "/run/real.pid": name the file itself`,
 		},
 		"directory": {
-			func(t *testing.T, path string) { must(t, os.Mkdir(path, 0o755)) },
+			func(s stage) { must(s.t, os.Mkdir(s.path, 0o755)) },
 			"app.pid is not a regular file but drwx",
 		},
 		"pipe": {
-			func(t *testing.T, path string) { must(t, syscall.Mkfifo(path, 0o644)) },
+			func(s stage) { must(s.t, syscall.Mkfifo(s.path, 0o644)) },
 			"app.pid is not a regular file but prw",
 		},
 		"no directory": {
-			func(t *testing.T, path string) { must(t, os.Remove(filepath.Dir(path))) },
+			func(s stage) { must(s.t, os.Remove(filepath.Dir(s.path))) },
 			"no such file or directory",
 		},
 		"held": {
-			func(t *testing.T, path string) { lockedFile(t, path, "4711\n") },
+			func(s stage) { lockedFile(s.t, s.path, "4711\n") },
 			"app.pid is held by process 4711: upgrade or stop that one, or choose another PIDFile",
 		},
 		"held, unreadable": {
-			func(t *testing.T, path string) { lockedFile(t, path, "") },
+			func(s stage) { lockedFile(s.t, s.path, "") },
 			"app.pid is held by another process: ",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := pidfilePath(t)
-			tt.before(t, path)
+			tt.before(stage{t, path, nil})
 			p, err := openPIDFile(path)
 			wantText(t, err, tt.want)
 			if p != nil {
@@ -359,11 +366,12 @@ func TestPIDFileFollowsAnUpgrade(t *testing.T) {
 
 	must(t, p.confirm())
 	wantPID(t, path, 4711)
-	wantFiles(t, path, "app.pid")
+	wantFiles(t, path, "app.pid", ".app.pid.prev")
 	wantLocked(t, path)
 
 	must(t, s.install())
 	wantPID(t, path, 4711)
+	wantFiles(t, path, "app.pid")
 	must(t, s.remove())
 	wantFiles(t, path)
 }
@@ -412,47 +420,52 @@ func TestNilPIDFileDoesNothing(t *testing.T) {
 }
 
 func TestRollbackNamesThisProcessAgain(t *testing.T) {
-	for name, advance := range map[string]func(t *testing.T, p *pidfile){
-		"nothing begun": func(*testing.T, *pidfile) {},
-		"prepared": func(t *testing.T, p *pidfile) {
-			_, err := p.prepare()
-			must(t, err)
+	for name, advance := range map[string]func(stage){
+		"nothing begun": func(stage) {},
+		"prepared": func(s stage) {
+			_, err := s.p.prepare()
+			must(s.t, err)
 		},
-		"named": func(t *testing.T, p *pidfile) { succeed(t, p, 4711) },
-		"commit failed": func(t *testing.T, p *pidfile) {
-			succeed(t, p, 4711)
-			must(t, os.Remove(p.nextPath()))
-			wantText(t, p.commit(), "no such file")
-			wantFiles(t, p.path, "app.pid")
+		"named": func(s stage) { succeed(s.t, s.p, 4711) },
+		"commit failed": func(s stage) {
+			succeed(s.t, s.p, 4711)
+			must(s.t, os.Remove(s.p.nextPath()))
+			wantText(s.t, s.p.commit(), "no such file")
+			wantFiles(s.t, s.p.path, "app.pid")
 		},
-		"committed": func(t *testing.T, p *pidfile) {
-			succeed(t, p, 4711)
-			must(t, p.commit())
+		"committed": func(s stage) {
+			succeed(s.t, s.p, 4711)
+			must(s.t, s.p.commit())
 		},
-		"committed, prev deleted": func(t *testing.T, p *pidfile) {
-			succeed(t, p, 4711)
-			must(t, p.commit())
-			must(t, os.Remove(p.prevPath()))
+		"committed, prev deleted": func(s stage) {
+			succeed(s.t, s.p, 4711)
+			must(s.t, s.p.commit())
+			must(s.t, os.Remove(s.p.prevPath()))
 		},
-		"committed, prev replaced": func(t *testing.T, p *pidfile) {
-			succeed(t, p, 4711)
-			must(t, p.commit())
-			must(t, os.Remove(p.prevPath()))
-			litter(t, p.prevPath(), "1\n")
+		"committed, prev moved back by hand": func(s stage) {
+			succeed(s.t, s.p, 4711)
+			must(s.t, s.p.commit())
+			must(s.t, os.Rename(s.p.prevPath(), s.p.path))
 		},
-		"committed, removed by the successor": func(t *testing.T, p *pidfile) {
-			s := succeed(t, p, 4711)
-			must(t, p.commit())
-			must(t, s.remove())
-			wantFiles(t, p.path, ".app.pid.prev")
+		"committed, prev replaced": func(s stage) {
+			succeed(s.t, s.p, 4711)
+			must(s.t, s.p.commit())
+			must(s.t, os.Remove(s.p.prevPath()))
+			litter(s.t, s.p.prevPath(), "1\n")
+		},
+		"committed, removed by the successor": func(s stage) {
+			next := succeed(s.t, s.p, 4711)
+			must(s.t, s.p.commit())
+			must(s.t, next.remove())
+			wantFiles(s.t, s.p.path) // rollback makes a new one
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := pidfilePath(t)
 			p := servingPIDFile(t, path)
-			advance(t, p)
+			advance(stage{t, path, p})
 			for range 2 {
-				must(t, os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)))
+				os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)) // it may be missing
 				before := time.Now().Add(-time.Second)
 				must(t, p.rollback())
 				wantPID(t, path, os.Getpid())
@@ -462,12 +475,12 @@ func TestRollbackNamesThisProcessAgain(t *testing.T) {
 				if fi.ModTime().Before(before) {
 					t.Errorf("last modified at %v, before the attempt ended at %v", fi.ModTime(), before)
 				}
-				if name == "committed, removed by the successor" {
-					break
-				}
 			}
-			os.Remove(p.prevPath()) // the one that was not ours
-			wantFiles(t, path, "app.pid")
+			if name == "committed, prev replaced" {
+				wantFiles(t, path, "app.pid", ".app.pid.prev") // not ours
+			} else {
+				wantFiles(t, path, "app.pid")
+			}
 
 			succeed(t, p, 4712) // the next attempt works
 			must(t, p.commit())
@@ -490,22 +503,21 @@ func TestCommitRefusesAFileThatIsNotOurs(t *testing.T) {
 
 func TestPrepareFindsWhatStandsInTheWay(t *testing.T) {
 	for name, tt := range map[string]struct {
-		meddle func(t *testing.T, p *pidfile)
+		meddle func(stage)
 		want   string // in the error; empty: prepare puts path back
 	}{
-		"deleted": {func(*testing.T, *pidfile) {}, ""},
-		"stale":   {func(t *testing.T, p *pidfile) { litter(t, p.path, "4711\n") }, ""},
-		"moved":   {func(t *testing.T, p *pidfile) { litter(t, p.path, "") }, ""},
+		"deleted": {func(stage) {}, ""},
+		"stale":   {func(s stage) { litter(s.t, s.p.path, "4711\n") }, ""},
 		"held": {
-			func(t *testing.T, p *pidfile) { lockedFile(t, p.path, "4711\n") },
+			func(s stage) { lockedFile(s.t, s.p.path, "4711\n") },
 			"app.pid is held by process 4711",
 		},
 		"symbolic link": {
-			func(t *testing.T, p *pidfile) { must(t, os.Symlink("real.pid", p.path)) },
+			func(s stage) { must(s.t, os.Symlink("real.pid", s.p.path)) },
 			"is a symbolic link to",
 		},
 		"another instance starts": {
-			func(t *testing.T, p *pidfile) { openedPIDFile(t, p.path) },
+			func(s stage) { openedPIDFile(s.t, s.p.path) },
 			fmt.Sprintf("app.pid is held by process %d", os.Getpid()),
 		},
 	} {
@@ -513,7 +525,7 @@ func TestPrepareFindsWhatStandsInTheWay(t *testing.T) {
 			path := pidfilePath(t)
 			p := servingPIDFile(t, path)
 			must(t, os.Remove(path))
-			tt.meddle(t, p)
+			tt.meddle(stage{t, path, p})
 			if tt.want != "" {
 				_, err := p.prepare()
 				wantText(t, err, tt.want)
@@ -529,6 +541,26 @@ func TestPrepareFindsWhatStandsInTheWay(t *testing.T) {
 			wantFiles(t, path)
 		})
 	}
+}
+
+func TestPrepareMakesUpForAFailedRollback(t *testing.T) {
+	path := pidfilePath(t)
+	p := servingPIDFile(t, path)
+	succeed(t, p, 4711)
+	must(t, p.commit())
+	must(t, os.Remove(path))
+	must(t, os.Mkdir(path, 0o755))
+	for range 2 {
+		wantText(t, p.rollback(), "roll back pidfile: rename ")
+	}
+	_, err := p.prepare()
+	wantText(t, err, "prepare pidfile: roll back pidfile: ")
+
+	must(t, os.Remove(path))
+	succeed(t, p, 4712)
+	wantPID(t, path, os.Getpid())
+	wantLocked(t, path)
+	wantFiles(t, path, "app.pid", ".app.pid.next")
 }
 
 func TestPrepareWithoutItsDirectory(t *testing.T) {
@@ -548,19 +580,19 @@ func TestPrepareWithoutItsDirectory(t *testing.T) {
 }
 
 func TestSuccessorTakesOverFromADeadPredecessor(t *testing.T) {
-	for name, advance := range map[string]func(t *testing.T, p *pidfile){
-		"before commit": func(*testing.T, *pidfile) {},
-		"within commit": func(t *testing.T, p *pidfile) { must(t, os.Link(p.path, p.prevPath())) },
-		"after commit":  func(t *testing.T, p *pidfile) { must(t, p.commit()) },
-		"path deleted":  func(t *testing.T, p *pidfile) { must(t, os.Remove(p.path)) },
-		"next deleted":  func(t *testing.T, p *pidfile) { must(t, os.Remove(p.nextPath())) },
+	for name, advance := range map[string]func(stage){
+		"before commit": func(stage) {},
+		"within commit": func(s stage) { must(s.t, os.Link(s.p.path, s.p.prevPath())) },
+		"after commit":  func(s stage) { must(s.t, s.p.commit()) },
+		"path deleted":  func(s stage) { must(s.t, os.Remove(s.p.path)) },
+		"next deleted":  func(s stage) { must(s.t, os.Remove(s.p.nextPath())) },
 	} {
 		for _, dying := range []bool{false, true} { // dying: it still has its files open
 			t.Run(fmt.Sprint(name, dying), func(t *testing.T) {
 				path := pidfilePath(t)
 				p := servingPIDFile(t, path)
 				s := succeed(t, p, os.Getpid())
-				advance(t, p)
+				advance(stage{t, path, p})
 				if !dying {
 					must(t, p.closeFiles())
 				}
@@ -710,31 +742,56 @@ func TestReaderSeesOnlyWholePIDsUnderLock(t *testing.T) {
 	pids := []int{os.Getpid(), 7, 4711, 2147483647}
 	path := pidfilePath(t)
 	p := servingPIDFile(t, path)
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	watch := func(look func() error) {
-		wg.Go(func() {
-			for looks := 0; ; looks++ {
-				select {
-				case <-done:
-					t.Log(looks, "looks")
-					return
-				default:
-				}
-				if err := look(); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	watch(func() error { return checkReader(path, pids) })
-	watch(func() error { return checkLock(path) })
+	reader := watch(t, func() error { return checkReader(path, pids) })
+	locker := watch(t, func() error { return checkLock(path) })
 	p = history(t, p, pids, 200)
-	close(done)
-	wg.Wait()
+	reader()
+	locker()
 	must(t, p.remove())
 	wantFiles(t, path)
+}
+
+// A file that somebody deletes is missing for a while, but comes back whole.
+func TestReaderOfADeletedPIDFileSeesOnlyWholePIDs(t *testing.T) {
+	path := pidfilePath(t)
+	p := servingPIDFile(t, path)
+	reader := watch(t, func() error {
+		err := checkReader(path, []int{os.Getpid()})
+		return unlessMissing(err)
+	})
+	for range 300 {
+		must(t, os.Remove(path))
+		_, err := p.prepare()
+		must(t, err)
+		must(t, p.rollback())
+	}
+	reader()
+}
+
+// watch looks again and again, in a goroutine that ends when end returns.
+func watch(t *testing.T, look func() error) (end func()) {
+	t.Helper()
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if err := look(); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	end = sync.OnceFunc(func() {
+		close(done)
+		<-ended
+	})
+	t.Cleanup(end)
+	return end
 }
 
 var pidLine = regexp.MustCompile(`^[1-9][0-9]*\n$`)
@@ -771,6 +828,12 @@ func TestPIDFileLeaksNoDescriptor(t *testing.T) {
 	runtime.GC() // no finalizer shall hide a leak, nor an earlier test make one
 	before := count()
 	p = history(t, p, []int{4711}, 50)
+	for range 20 {
+		must(t, os.Remove(path))
+		_, err := p.prepare()
+		must(t, err)
+		must(t, p.rollback())
+	}
 	for range 20 {
 		_, err := openPIDFile(path)
 		wantHeld(t, err, path, parsePID(content(t, path)))

@@ -44,7 +44,8 @@ func (p *predecessor) wait(d time.Duration) { p.limit, p.looked = time.After(d),
 // settle does what had to wait until there was no way back.
 func (r *run) settle() {
 	r.pred.limit = nil
-	r.warn("former pidfile not removed", r.former.remove())
+	r.warn("pidfile not written", r.pidfile.install())
+	r.warn("former pidfile not removed", errors.Join(r.former.install(), r.former.remove()))
 	r.former = nil
 	r.warn("unclaimed sockets not closed", r.sockets.closeUnclaimed())
 	if !r.pred.alive() {
@@ -122,12 +123,12 @@ func (r *run) commitSelf() {
 // drain. Before commit this process commits itself as soon as it is ready.
 func (r *run) predecessorEnded() {
 	broken := r.pred.err
+	_ = r.pred.Close() // nothing more will be said
 	r.pred = predecessor{manifest: r.pred.manifest}
 	switch {
 	case broken != nil && !r.state.final() && !r.state.committed():
 		r.abort(broken.Error())
 	case r.state == waiting || r.state == onProbation:
-		r.warn("pidfile not written", r.pidfile.install())
 		r.step(predecessorGone)
 		r.open()
 		r.settle()
@@ -148,7 +149,6 @@ func (r *run) predecessorSilent() {
 		return
 	}
 	_ = r.pred.Send(wire.Confirm{}) // it finds this when it wakes up
-	r.warn("pidfile not written", r.pidfile.install())
 	r.step(predecessorSilent)
 	r.settle()
 }

@@ -28,6 +28,9 @@ type service struct {
 	config config
 	first  *exec.Cmd
 
+	command func() *exec.Cmd // nil: config.Exe
+	env     []string
+
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each record
 	records []record
@@ -77,7 +80,12 @@ func (s *service) start() *service {
 	s.t.Helper()
 	s.configure()
 	cmd := exec.Command(s.config.Exe)
-	cmd.Env = append(os.Environ(), envProgram+"="+filepath.Join(s.dir, "config"))
+	if s.command != nil {
+		cmd = s.command()
+	}
+	// The race detector's runtime sleeps for a second at exit unless told not to.
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", envProgram+"="+filepath.Join(s.dir, "config"))
+	cmd.Env = append(cmd.Env, s.env...)
 	r, w, err := os.Pipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -192,7 +200,11 @@ func (s *service) upgrade() (confirmed bool) {
 	r := s.waitAfter(from, "verdict", func(r record) bool {
 		return moved(old, "draining")(r) || moved(old, "serving")(r)
 	})
-	return r.str("to") == "draining"
+	if r.str("to") != "draining" {
+		return false
+	}
+	s.waitAfter(from, "successor", func(r record) bool { return moved(0, "serving")(r) && r.num("pid") != old })
+	return true
 }
 
 func (s *service) addr(name string) string {
@@ -248,6 +260,22 @@ func (s *service) allGone() {
 			s.t.Fatal("processes left behind")
 		}
 	}
+}
+
+// eventually waits for what leaves no record.
+func (s *service) eventually(what string, holds func() bool) {
+	s.t.Helper()
+	for limit := time.Now().Add(deadline); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			s.t.Fatalf("%s: not within %v", what, deadline)
+		}
+	}
+}
+
+func (s *service) all() []record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]record(nil), s.records...)
 }
 
 func (s *service) lines() []string {

@@ -11,7 +11,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -36,6 +38,12 @@ type config struct {
 	Faults    []fault `json:"faults,omitempty"`
 	Exe       string  `json:"exe,omitempty"`
 	Check     string  `json:"check,omitempty"`
+
+	Chdir      string `json:"chdir,omitempty"`       // after New
+	CloseStdio bool   `json:"close_stdio,omitempty"` // standard input and output, after New
+	Spawn      bool   `json:"spawn,omitempty"`       // a subprocess at each point, which looks around
+	Kinds      bool   `json:"kinds,omitempty"`       // a socket of every kind, and a file
+	Many       int    `json:"many,omitempty"`        // so many more listeners, and so many files
 }
 
 // fault is what a process of one generation does at a point of an upgrade.
@@ -46,6 +54,10 @@ type fault struct {
 }
 
 func TestMain(m *testing.M) {
+	if os.Getenv(envLook) != "" {
+		lookAround()
+		os.Exit(0)
+	}
 	if path := os.Getenv(envProgram); path != "" {
 		if err := program(path); err != nil {
 			slog.New(slog.NewJSONHandler(os.Stderr, nil)).Error("program failed", "pid", os.Getpid(), "err", err.Error())
@@ -85,9 +97,14 @@ func program(path string) error {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	generation, predecessor := generationOf()
 	act := func(point string) {
+		if c.Spawn && point != "start" && point != "hello" && !strings.HasSuffix(point, "ms") {
+			spawn(filepath.Dir(path), point, generation, log)
+		}
 		// Faults are read when they are due, so that one can be planted in a
 		// process that runs already.
-		now, err := readConfig(path)
+		var now config
+		var err error
+		hoarded.spare(func() { now, err = readConfig(path) })
 		if err != nil {
 			log.Error("config", "pid", os.Getpid(), "err", err.Error())
 		}
@@ -107,9 +124,27 @@ func program(path string) error {
 		return err
 	}
 	act("new")
+	if err := c.prepare(log); err != nil {
+		return err
+	}
 	s := &lineServer{u: u, log: log}
 	for _, l := range c.Listen {
 		if err := s.listen(l[0], l[1], l[2]); err != nil {
+			u.Fail(err)
+			return err
+		}
+	}
+	dir := filepath.Dir(path)
+	if c.Kinds {
+		closers, err := openKinds(u, &s.wg, dir, log)
+		if err != nil {
+			u.Fail(err)
+			return err
+		}
+		s.closers = closers
+	}
+	if c.Many > 0 {
+		if err := openMany(u, dir, c.Many, log); err != nil {
 			u.Fail(err)
 			return err
 		}
@@ -127,6 +162,22 @@ func program(path string) error {
 	log.Info("done", "pid", os.Getpid(), "generation", u.Generation(), "err", u.Err().Error())
 	s.drain()
 	log.Info("drained", "pid", os.Getpid(), "generation", u.Generation())
+	return nil
+}
+
+// prepare does what programs do between New and Listen.
+func (c config) prepare(log *slog.Logger) error {
+	if c.CloseStdio {
+		stdin, _ := os.Readlink("/proc/self/fd/0")
+		stdout, _ := os.Readlink("/proc/self/fd/1")
+		log.Info("stdio", "pid", os.Getpid(), "stdin", stdin, "stdout", stdout)
+		if err := errors.Join(os.Stdin.Close(), os.Stdout.Close()); err != nil {
+			return err
+		}
+	}
+	if c.Chdir != "" {
+		return os.Chdir(c.Chdir)
+	}
 	return nil
 }
 
@@ -167,6 +218,10 @@ func (f fault) happen(predecessor int) {
 		self(syscall.SIGTERM)
 	case "hang":
 		select {}
+	case "fill descriptors":
+		hoarded.fill()
+	case "free descriptors":
+		hoarded.free()
 	case "kill predecessor":
 		_ = syscall.Kill(predecessor, syscall.SIGKILL)
 	case "term predecessor":
@@ -189,6 +244,8 @@ type lineServer struct {
 	log *slog.Logger
 	lns []net.Listener
 	wg  sync.WaitGroup
+
+	closers []interface{ Close() error }
 }
 
 func (s *lineServer) listen(name, network, address string) error {
@@ -223,13 +280,17 @@ func (s *lineServer) serve(ln net.Listener, c net.Conn) {
 		line, err := r.ReadString('\n')
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && line == "" && r.Buffered() == 0 && s.u.Err() != nil:
+			stop()
 			_ = c.SetReadDeadline(time.Time{})
-			if h, ok := ln.(interface{ HandOver(net.Conn) error }); ok {
-				if err := h.HandOver(c); err != nil {
-					s.log.Info("kept", "pid", os.Getpid(), "err", err.Error())
-				}
+			h, ok := ln.(interface{ HandOver(net.Conn) error })
+			if !ok {
+				return
 			}
-			return
+			err := h.HandOver(c)
+			if err == nil {
+				return
+			}
+			s.log.Info("kept", "pid", os.Getpid(), "err", err.Error())
 		case err != nil:
 			return
 		}
@@ -247,6 +308,9 @@ func (s *lineServer) serve(ln net.Listener, c net.Conn) {
 func (s *lineServer) drain() {
 	for _, ln := range s.lns {
 		_ = ln.Close()
+	}
+	for _, c := range s.closers {
+		_ = c.Close()
 	}
 	finished := make(chan struct{})
 	go func() { s.wg.Wait(); close(finished) }()

@@ -216,8 +216,7 @@ func (ss *sockets) duplicate() (meta []wire.Socket, files []*os.File, err error)
 		f, err := fd.Dup(conn, s.Name)
 		if err != nil {
 			closeAll(files)
-			return nil, nil, fmt.Errorf("duplicate %s: %w (%d sockets and files, RLIMIT_NOFILE is %d)",
-				s.describe(), err, len(ss.named), fd.Limit())
+			return nil, nil, fmt.Errorf("duplicate %s, one of %d sockets and files: %w", s.describe(), len(ss.named), err)
 		}
 		meta, files = append(meta, s.Socket), append(files, f)
 	}

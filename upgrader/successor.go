@@ -87,6 +87,7 @@ func (s *successor) words() <-chan wire.Message {
 // fail is tried first; nothing has happened if it returns an error, but for
 // the pidfile, which the caller rolls back.
 func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
+	u.reach("prepare")
 	next, err := u.pidfile.prepare()
 	if err != nil {
 		return nil, u.attemptError(PhasePrepare, err)
@@ -228,6 +229,9 @@ func (u *Upgrader) follow(p *os.Process, l link, meta []wire.Socket) *successor 
 }
 
 func (u *Upgrader) attemptError(phase Phase, err error) *SuccessorError {
+	if errors.Is(err, syscall.EMFILE) {
+		err = fmt.Errorf("%w: RLIMIT_NOFILE is %d: raise it", err, fd.Limit())
+	}
 	return &SuccessorError{Phase: phase, Path: u.executable.path(), Err: err}
 }
 

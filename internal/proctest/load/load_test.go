@@ -1,0 +1,463 @@
+package load
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// right answers every request as it must be answered.
+func right() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "pid=7 generation=3 version=v1")
+	})
+	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		w.Write(body)
+	})
+	mux.HandleFunc("GET /slow", func(w http.ResponseWriter, r *http.Request) {
+		time.Sleep(hold(r))
+		fmt.Fprintf(w, "slow ms=%s\n", r.FormValue("ms"))
+	})
+	mux.HandleFunc("GET /stream", func(w http.ResponseWriter, r *http.Request) {
+		for i := range int(hold(r) / streamPace) {
+			fmt.Fprintf(w, "line %d\n", i+1)
+			w.(http.Flusher).Flush()
+			time.Sleep(streamPace)
+		}
+		fmt.Fprintln(w, "end")
+	})
+	return mux
+}
+
+func hold(r *http.Request) time.Duration {
+	ms, _ := strconv.Atoi(r.FormValue("ms"))
+	return time.Duration(ms) * time.Millisecond
+}
+
+// each is one client of each kind.
+func each() map[Kind]int {
+	m := make(map[Kind]int)
+	for _, k := range Kinds {
+		m[k] = 1
+	}
+	return m
+}
+
+func start(t *testing.T, cfg Config) *Load {
+	t.Helper()
+	l, err := Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// finish waits until the load has reached its bound.
+func finish(t *testing.T, l *Load) Report {
+	t.Helper()
+	select {
+	case <-l.Done():
+	case <-time.After(20 * time.Second):
+		t.Error("the load does not end by itself")
+	}
+	return l.Stop()
+}
+
+func TestNothingFailsAgainstARightServer(t *testing.T) {
+	unix, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	onUnix := httptest.NewUnstartedServer(right())
+	onUnix.Listener.Close()
+	onUnix.Listener = unix
+	onUnix.Start()
+	defer onUnix.Close()
+	plain := httptest.NewServer(right())
+	defer plain.Close()
+	secure := httptest.NewTLSServer(right())
+	defer secure.Close()
+
+	for name, target := range map[string]string{
+		"tcp": plain.URL, "tls": secure.URL, "unix": "unix:" + unix.Addr().String(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := start(t, Config{Target: target, Clients: each(), Requests: 200, Hold: 30 * time.Millisecond, Think: time.Millisecond})
+			l.Mark(time.Now())
+			r := finish(t, l)
+			if r.Total.Requests != 200 || r.Total.Failed != 0 || r.Total.Cut != 0 {
+				t.Error(r)
+			}
+			for _, k := range r.Kinds {
+				if k.Requests == 0 {
+					t.Errorf("no request of kind %s", k.Kind)
+				}
+				if want := 1; k.Kind.keeps() && k.Dials != want {
+					t.Errorf("%s: %d connections, want %d", k.Kind, k.Dials, want)
+				}
+				if !k.Kind.keeps() && k.Dials != k.Requests {
+					t.Errorf("%s: %d connections for %d requests", k.Kind, k.Dials, k.Requests)
+				}
+			}
+			if got := r.Total.Around.N; got == 0 || got+r.Total.Steady.N != 200 {
+				t.Errorf("latency of %d around the mark and %d others", got, r.Total.Steady.N)
+			}
+			if len(r.Processes) != 1 || r.Processes[0].PID != 7 || r.Processes[0].Generation != 3 || r.Processes[0].Version != "v1" {
+				t.Errorf("processes %+v", r.Processes)
+			}
+		})
+	}
+}
+
+// A clumsy server reads one request on each connection and then does answer.
+func clumsy(t *testing.T, answer func(net.Conn)) (target string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				if readRequest(bufio.NewReader(c)) == nil {
+					answer(c)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		wg.Wait()
+	})
+	return "http://" + ln.Addr().String()
+}
+
+func readRequest(r *bufio.Reader) error {
+	req, err := http.ReadRequest(r)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, req.Body)
+	return err
+}
+
+func say(text string) func(net.Conn) {
+	return func(c net.Conn) { io.WriteString(c, text) }
+}
+
+func reset(c net.Conn) { c.(*net.TCPConn).SetLinger(0) } // takes effect at Close
+
+func TestEachFailureIsCountedUnderItsKind(t *testing.T) {
+	hangUp := make(chan struct{})
+	t.Cleanup(func() { close(hangUp) })
+	for _, test := range []struct {
+		name   string
+		answer func(net.Conn)
+		want   Failure
+		text   string // part of the example
+	}{
+		{"reset", reset, Reset, "read: "},
+		{"closes without an answer", func(net.Conn) {}, EOF, "read: "},
+		{"resets within the answer", func(c net.Conn) {
+			say("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc")(c)
+			reset(c)
+		}, Reset, "read: "},
+		{"closes within the header", say("HTTP/1.1 200 OK\r\nContent-Le"), Truncated, "read: "},
+		{"closes within the body", say("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc"), Truncated, "read: "},
+		{"closes between two chunks", say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"), Truncated, "read: "},
+		{"unavailable", say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"), Status, "status 503"},
+		{"lies", say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlie\n"), Body, "4 bytes, want"},
+		{"answers nothing", say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), Body, ", want"},
+		{"hangs", func(net.Conn) { <-hangUp }, Timeout, "read: "},
+		{"hangs within the body", func(c net.Conn) {
+			say("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc")(c)
+			<-hangUp
+		}, Timeout, "read: "},
+		{"speaks another language", say("220 mail.example ESMTP\r\n"), Other, "malformed"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := start(t, Config{
+				Target: clumsy(t, test.answer), Clients: each(), Requests: 12,
+				Think: -1, Hold: 10 * time.Millisecond, Timeout: 200 * time.Millisecond,
+			})
+			expect(t, finish(t, l), test.want, test.text)
+		})
+	}
+}
+
+// expect wants every request to have failed, and all alike.
+func expect(t *testing.T, r Report, want Failure, text string) {
+	t.Helper()
+	if r.Total.Requests != 12 || r.Total.Failed != 12 || r.Total.Failures[want] != 12 {
+		t.Errorf("want 12 of kind %q\n%v", want, r)
+	}
+	if examples := r.Total.Examples[want]; len(examples) != 3 || !strings.Contains(examples[0], text) {
+		t.Errorf("examples %q, want 3 with %q", examples, text)
+	}
+}
+
+func TestRefusedIsCounted(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	for name, target := range map[string]string{
+		"tcp": "http://" + ln.Addr().String(), "tls": "https://" + ln.Addr().String(),
+		"unix": "unix:" + filepath.Join(t.TempDir(), "gone"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			expect(t, finish(t, start(t, Config{Target: target, Clients: each(), Requests: 12})), Refused, "dial: ")
+		})
+	}
+}
+
+func TestHandshakeThatIsCutIsCounted(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Read(make([]byte, 4096)) // the whole ClientHello: Close sends FIN and not RST
+			c.Close()
+		}
+	}()
+	l := start(t, Config{Target: "https://" + ln.Addr().String(), Clients: map[Kind]int{Get: 2}, Requests: 12})
+	expect(t, finish(t, l), EOF, "handshake: ")
+}
+
+func TestStreamWithAWrongLineFails(t *testing.T) {
+	for name, body := range map[string]string{
+		"line missing": "line 1\nline 3\nend\n",
+		"end missing":  "line 1\nline 2\nline 3\n",
+		"ends early":   "line 1\nline 2\n",
+		"goes on":      "line 1\nline 2\nline 3\nend\nline 5\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			target := clumsy(t, say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)))
+			r := finish(t, start(t, Config{
+				Target: target, Clients: map[Kind]int{Stream: 1}, Requests: 12, Think: -1, Hold: 30 * time.Millisecond,
+			}))
+			expect(t, r, Body, "want")
+		})
+	}
+}
+
+// A response that was swapped with another client's is complete and has the
+// right length; only its bytes tell.
+func TestSwappedBodyFails(t *testing.T) {
+	var earlier atomic.Pointer[[]byte]
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if other := earlier.Swap(&body); other != nil && len(*other) > 0 {
+			body = bytes.Repeat(*other, len(body)/len(*other)+1)[:len(body)]
+		}
+		w.Write(body)
+	}))
+	defer s.Close()
+	r := finish(t, start(t, Config{Target: s.URL, Clients: map[Kind]int{Post: 2}, Requests: 12}))
+	if r.Total.Failures[Body] != 11 || r.Total.Failed != 11 {
+		t.Error(r)
+	}
+}
+
+// An idle connection may be closed at any time: an attentive client notices
+// and dials again.
+func TestIdleCloseIsNoFailure(t *testing.T) {
+	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\npid=7 generation=3 version=v1.0\n"
+	closed := make(chan struct{}, 12)
+	target := clumsy(t, func(c net.Conn) {
+		say(answer)(c)
+		c.Close()
+		closed <- struct{}{}
+	})
+	l, err := Start(t.Context(), Config{Target: target, Clients: map[Kind]int{Get: 1}, Requests: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	finish(t, l)
+	c, err := l.target.dial(t.Context(), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	<-closed
+	if _, err := c.exchange(l.clients[0].request(1), time.Second); err != nil {
+		t.Fatal(err)
+	}
+	<-closed
+	if c.idle(t.Context(), time.Minute) {
+		t.Error("the client does not notice that its idle connection was closed")
+	}
+}
+
+func TestConnectionCloseIsHonoured(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "close")
+		fmt.Fprintln(w, "pid=7 generation=3 version=v1")
+	}))
+	defer s.Close()
+	r := finish(t, start(t, Config{Target: s.URL, Clients: map[Kind]int{Get: 2}, Requests: 20, Think: -1}))
+	if r.Total.Failed != 0 || r.Total.Dials != 20 {
+		t.Error(r)
+	}
+}
+
+// What a server says before it is asked would be taken for the next response.
+func TestUnaskedBytesFail(t *testing.T) {
+	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\npid=7 generation=3 version=v1\n"
+	target := clumsy(t, func(c net.Conn) {
+		say(answer + answer)(c)
+		readRequest(bufio.NewReader(c))
+	})
+	r := finish(t, start(t, Config{Target: target, Clients: map[Kind]int{Get: 1}, Requests: 2, Think: -1}))
+	if r.Total.Failures[Body] != 1 || r.Total.Failed != 1 {
+		t.Error(r)
+	}
+}
+
+func TestCrashExcusesOnlyWhatItCut(t *testing.T) {
+	t.Run("cut", func(t *testing.T) {
+		l := start(t, Config{Target: clumsy(t, reset), Clients: each(), Requests: 12, Think: -1})
+		<-l.Done()
+		l.Crash(l.started, time.Now())
+		if r := l.Stop(); r.Total.Failed != 0 || r.Total.Cut != 12 || len(r.Total.Failures) != 0 {
+			t.Error(r)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		l := start(t, Config{Target: "unix:" + filepath.Join(t.TempDir(), "gone"), Clients: each(), Requests: 12, Think: -1})
+		<-l.Done()
+		l.Crash(l.started, time.Now())
+		expect(t, l.Stop(), Refused, "dial: ")
+	})
+	t.Run("later", func(t *testing.T) {
+		l := start(t, Config{Target: clumsy(t, reset), Clients: each(), Requests: 12, Think: -1})
+		<-l.Done()
+		l.Crash(l.started.Add(-time.Minute), l.started.Add(-time.Second))
+		expect(t, l.Stop(), Reset, "read: ")
+	})
+}
+
+func TestOwnShutdownIsNoFailure(t *testing.T) {
+	s := httptest.NewServer(right())
+	defer s.Close()
+
+	t.Run("Stop finishes what is in flight", func(t *testing.T) {
+		l := start(t, Config{Target: s.URL, Clients: map[Kind]int{Slow: 4, Stream: 4, Post: 4}, Hold: 200 * time.Millisecond})
+		waitFor(t, l, 1)
+		r := l.Stop()
+		if r.Total.Failed != 0 {
+			t.Error(r)
+		}
+		if again := l.Stop(); again.Total.Requests != r.Total.Requests {
+			t.Errorf("the second Stop reports %d requests, the first %d", again.Total.Requests, r.Total.Requests)
+		}
+	})
+	t.Run("Stop does not wait for a pause to end", func(t *testing.T) {
+		l := start(t, Config{Target: s.URL, Clients: map[Kind]int{Get: 50}, Think: 3 * time.Second, Duration: time.Hour})
+		waitFor(t, l, 10)
+		began := time.Now()
+		if r := l.Stop(); r.Total.Failed != 0 || time.Since(began) > time.Second {
+			t.Errorf("Stop took %v\n%v", time.Since(began), r)
+		}
+	})
+	t.Run("a done context abandons it", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		l, err := Start(ctx, Config{Target: s.URL, Clients: map[Kind]int{Slow: 4, Stream: 4, Get: 4, New: 4}, Hold: 5 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, l, 20)
+		cancel()
+		if r := finish(t, l); r.Total.Failed != 0 || r.Elapsed > 4*time.Second {
+			t.Error(r)
+		}
+	})
+	t.Run("Duration ends it", func(t *testing.T) {
+		l := start(t, Config{Target: s.URL, Duration: 100 * time.Millisecond})
+		if r := finish(t, l); r.Total.Failed != 0 || r.Total.Requests == 0 {
+			t.Error(r)
+		}
+	})
+}
+
+// waitFor returns when n requests have ended.
+func waitFor(t *testing.T, l *Load, n int) {
+	t.Helper()
+	for {
+		if ended, _ := l.Counts(); ended >= n {
+			return
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal("no requests")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func TestBadConfigIsRefused(t *testing.T) {
+	for _, target := range []string{"", "127.0.0.1:80", "http://", "http://host", "ftp://host:21", "unix:", "http://%zz:1"} {
+		if l, err := Start(t.Context(), Config{Target: target}); err == nil {
+			l.Stop()
+			t.Errorf("target %q is accepted", target)
+		}
+	}
+	if l, err := Start(t.Context(), Config{Target: "unix:x", Clients: map[Kind]int{}}); err == nil {
+		l.Stop()
+		t.Error("no clients are accepted")
+	}
+}
+
+func TestLatency(t *testing.T) {
+	var took []time.Duration
+	for i := range 1000 {
+		took = append(took, time.Duration(1000-i)*time.Millisecond)
+	}
+	if got, want := measure(took), (Latency{1000, 500 * time.Millisecond, 990 * time.Millisecond, time.Second}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := measure([]time.Duration{5}); got != (Latency{1, 5, 5, 5}) {
+		t.Errorf("one sample: %+v", got)
+	}
+	if got := measure(nil); got != (Latency{}) {
+		t.Errorf("no sample: %+v", got)
+	}
+}
+
+func TestClassify(t *testing.T) {
+	if got := classify(errors.New("something else")); got != Other {
+		t.Errorf("got %q", got)
+	}
+	if got := classify(&phaseError{phase: "read", answered: true, err: io.EOF}); got != Truncated {
+		t.Errorf("got %q", got)
+	}
+}

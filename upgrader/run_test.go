@@ -1,0 +1,1577 @@
+//go:build unix
+
+package upgrader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// bubble runs f at virtual time. At its end no goroutine may be left.
+func bubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, f)
+}
+
+// bubbles runs f in many bubbles: what is decided by chance shows itself.
+func bubbles(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	for range 100 {
+		bubble(t, f)
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// ---- the predecessor: what goes well ----
+
+func TestUpgradeKeepsTheOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		from := len(p.happened())
+		a, s := p.upgrade(PhaseHello)
+		s.watch(func(m wire.Message) {
+			switch m.(type) {
+			case wire.Commit:
+				wantPID(t, p.path, s.pid)
+				p.wantOpen(true)
+			case wire.Confirm:
+				if p.Err() != nil || a.isAnswered() {
+					t.Error("Done is closed, or Upgrade has answered, before confirm was sent")
+				}
+			}
+		})
+		p.watch(func(point string) {
+			switch point {
+			case "hello", "ready":
+				wantPID(t, p.path, os.Getpid())
+				p.wantOpen(true)
+			case "renamed", "committed", "serving":
+				wantPID(t, p.path, s.pid)
+				p.wantOpen(true)
+			case "probation", "confirm":
+				p.wantOpen(false)
+			}
+		})
+		s.until(PhaseProbation)
+		p.wantState(probation)
+		p.wantExactly(DefaultProbation, "confirmed", a.isAnswered)
+		a.want(nil)
+		p.wantEnd(draining, ErrUpgraded)
+		p.wantOpen(false)
+		wantPID(t, p.path, s.pid)
+		wantFiles(t, p.path, "app.pid")
+		want := []string{
+			"state: upgrading",
+			"at hello", "successor 1: wire.Manifest",
+			"at ready", "at renamed", "successor 1: wire.Commit", "at committed",
+			"at serving", "state: probation", "at probation",
+			"at confirm", "successor 1: wire.Confirm", "state: draining",
+		}
+		if got := p.since(from); !slices.Equal(got, want) {
+			t.Errorf("it happened\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
+// TestDoneIsClosedBeforeUpgradeReturns: whoever has seen Upgrade return nil
+// finds Done closed and Err set; who has seen Done closed finds Err set.
+func TestDoneIsClosedBeforeUpgradeReturns(t *testing.T) {
+	bubbles(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		go func() {
+			<-p.Done()
+			if err := p.Err(); err != ErrUpgraded { //nolint:errorlint // the sentinel itself
+				t.Errorf("Done is closed and Err is %v", err)
+			}
+		}()
+		a, _ := p.upgrade(PhaseProbation)
+		a.want(nil) // ask checks Err
+	})
+}
+
+func TestManifestDescribesThisProcess(t *testing.T) {
+	tests := map[string]struct {
+		o    Options
+		want wire.Manifest
+	}{
+		"defaults": {
+			Options{},
+			wire.Manifest{Probation: DefaultProbation, DrainTimeout: DefaultDrainTimeout},
+		},
+		"given": {
+			Options{Probation: time.Second, DrainTimeout: time.Minute},
+			wire.Manifest{Probation: time.Second, DrainTimeout: time.Minute},
+		},
+		"none": {Options{Probation: -1, DrainTimeout: -1}, wire.Manifest{}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, tt.o)
+				_, s := p.upgrade(PhaseReady)
+				want := tt.want
+				want.Version, want.Generation, want.PIDFile = wire.Version, 2, p.path
+				if got := wantHears[wire.Manifest](s.farEnd); fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Errorf("manifest %+v, want %+v", got, want)
+				}
+			})
+		})
+	}
+}
+
+func TestWithoutProbationTheSuccessorIsConfirmedAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{Probation: -1})
+		a, s := p.upgrade(PhaseCommit)
+		s.say(wire.Serving{})
+		a.want(nil)
+		if a.after != 0 {
+			t.Errorf("it took %v", a.after)
+		}
+		wantHears[wire.Confirm](s.farEnd)
+	})
+}
+
+// ---- the predecessor: limits ----
+
+// TestSuccessorThatOverruns is asked for its goroutines, killed 2 s later, and
+// 5 s after that given up on.
+func TestSuccessorThatOverruns(t *testing.T) {
+	tests := []struct {
+		phase Phase
+		limit time.Duration
+	}{
+		{PhaseHello, helloTimeout},
+		{PhaseReady, DefaultReadyTimeout},
+		{PhaseCommit, servingTimeout},
+	}
+	for _, tt := range tests {
+		for _, immortal := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, immortal %v", tt.phase, immortal), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					p := newServing(t, Options{})
+					a, s := p.upgrade(tt.phase)
+					s.immortal = immortal
+					<-a.answered
+					end := tt.limit + secondLook
+					p.wantAt(end, "successor 1: wire.Abort")
+					p.wantAt(end, "successor 1: signal quit")
+					p.wantAt(end+exitTimeout, "successor 1: signal killed")
+					verdict := end + exitTimeout
+					if immortal {
+						verdict += killTimeout
+					}
+					if a.after != verdict {
+						t.Errorf("Upgrade returned after %v, want %v", a.after, verdict)
+					}
+					e := a.wantFailed(tt.phase)
+					if !errors.Is(e, ErrTimeout) || !errors.Is(e, os.ErrDeadlineExceeded) || e.PID != s.pid || e.Path != "/srv/app" {
+						t.Errorf("%#v, want the pid, the path and ErrTimeout", e)
+					}
+					p.wantServing()
+					p.wantNextUpgradeWorks()
+				})
+			})
+		}
+	}
+}
+
+// TestSuccessorThatEndsWhenAskedIsNotKilled, and the answer does not wait.
+func TestSuccessorThatEndsWhenAskedIsNotKilled(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseReady)
+		s.watch(func(m wire.Message) {
+			if _, ok := m.(wire.Abort); ok {
+				time.AfterFunc(time.Second, s.die)
+			}
+		})
+		a.wantFailed(PhaseReady)
+		if want := DefaultReadyTimeout + secondLook + time.Second; a.after != want {
+			t.Errorf("Upgrade returned after %v, want %v", a.after, want)
+		}
+		p.wantNever("successor 1: signal killed")
+	})
+}
+
+// TestAnswerInTheSecondLookCounts: a process that was stopped finds its timers
+// run out and the answer unread.
+func TestAnswerInTheSecondLookCounts(t *testing.T) {
+	tests := []struct {
+		phase  Phase
+		limit  time.Duration
+		answer func(*child) wire.Message
+		next   Phase
+	}{
+		{PhaseHello, helloTimeout, func(c *child) wire.Message { return c.hello() }, PhaseReady},
+		{PhaseReady, DefaultReadyTimeout, func(*child) wire.Message { return wire.Ready{} }, PhaseCommit},
+		{PhaseCommit, servingTimeout, func(*child) wire.Message { return wire.Serving{} }, PhaseProbation},
+	}
+	for _, tt := range tests {
+		t.Run(string(tt.phase), func(t *testing.T) {
+			bubbles(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				_, s := p.upgrade(tt.phase)
+				p.sleepUnheard(tt.limit+time.Hour, func() { s.said <- tt.answer(s) })
+				if p.r.attempt.phase != tt.next {
+					t.Fatalf("phase %s, want %s\n%s", p.r.attempt.phase, tt.next, p)
+				}
+			})
+		})
+	}
+}
+
+func TestReadyTimeoutIsAnOption(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{ReadyTimeout: 3 * time.Second})
+		a, s := p.upgrade(PhaseReady)
+		p.wantExactly(3*time.Second+secondLook, "aborted", func() bool { _, ok := hears[wire.Abort](s.farEnd); return ok })
+		a.wantFailed(PhaseReady)
+	})
+}
+
+func TestProgressStartsReadyTimeoutAnew(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseReady)
+		for i := range 5 {
+			time.Sleep(50 * time.Second)
+			s.say(wire.Progress{Text: fmt.Sprintf("%d tables loaded", i)})
+		}
+		p.wantExactly(DefaultReadyTimeout+secondLook, "aborted", func() bool { _, ok := hears[wire.Abort](s.farEnd); return ok })
+		if e := a.wantFailed(PhaseReady); e.Text != "4 tables loaded" || !strings.Contains(e.Error(), "4 tables loaded") {
+			t.Errorf("%v, want the successor's last words", e)
+		}
+	})
+}
+
+// TestProgressHasAnEnd, however often the successor says that it gets there.
+func TestProgressHasAnEnd(t *testing.T) {
+	tests := []struct {
+		every, ready, end time.Duration
+	}{
+		{50 * time.Second, 0, maxReadyWait + secondLook},
+		{30 * time.Second, 0, maxReadyWait + secondLook},
+		{7 * time.Millisecond, 0, maxReadyWait + secondLook},
+		{time.Hour, 2 * time.Hour, 2*time.Hour + secondLook}, // an option above the maximum is meant
+	}
+	for _, tt := range tests {
+		t.Run(tt.every.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{ReadyTimeout: tt.ready})
+				a, s := p.upgrade(PhaseReady)
+				for time.Since(p.begun) < tt.end+time.Minute && !a.isAnswered() {
+					time.Sleep(tt.every)
+					s.say(wire.Progress{Text: "still there"})
+				}
+				p.wantAt(tt.end, "successor 1: wire.Abort")
+				a.wantFailed(PhaseReady)
+			})
+		})
+	}
+}
+
+func TestDrainTimeoutHurries(t *testing.T) {
+	ends := map[string]func(*process){
+		"an upgrade": func(p *process) { a, _ := p.upgrade(PhaseProbation); a.want(nil) },
+		"a stop":     func(p *process) { p.Stop() },
+	}
+	for name, end := range ends {
+		t.Run("after "+name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{DrainTimeout: time.Minute})
+				end(p)
+				p.wantExactly(time.Minute, "hurried", p.isHurried)
+			})
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{DrainTimeout: -1})
+				end(p)
+				time.Sleep(1000 * time.Hour)
+				if p.isHurried() {
+					t.Error("hurried, without a limit")
+				}
+			})
+		})
+	}
+}
+
+// ---- the predecessor: races ----
+
+// TestExitBeatsReady: a successor that is ready and dead is dead.
+func TestExitBeatsReady(t *testing.T) {
+	bubbles(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseReady)
+		p.sleepUnheard(time.Second, func() {
+			s.said <- wire.Ready{}
+			s.die()
+		})
+		e := a.wantFailed(PhaseReady)
+		if !errors.Is(e, errEnded) {
+			t.Errorf("%v, want that it ended", e)
+		}
+		wantDoesNotHear[wire.Commit](s.farEnd)
+		p.wantNever("at renamed")
+		p.wantServing()
+	})
+}
+
+// TestEndOfTheChannelBeatsReady: the same, before the kernel has told its end.
+func TestEndOfTheChannelBeatsReady(t *testing.T) {
+	bubbles(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseReady)
+		p.sleepUnheard(time.Second, func() {
+			s.said <- wire.Ready{}
+			s.end()
+		})
+		time.Sleep(time.Second)
+		s.exit()
+		a.wantFailed(PhaseCommit) // the pidfile was renamed, and is back
+		p.wantNever("state: probation")
+		p.wantServing()
+	})
+}
+
+// TestWordsBeatTheEndOfProbation: what the successor has said before its time
+// is up is heard, never confirmed away.
+func TestWordsBeatTheEndOfProbation(t *testing.T) {
+	tests := map[string]struct {
+		say  func(*child)
+		want state
+	}{
+		"it gave up":  {func(c *child) { c.said <- wire.Failed{Text: "no"} }, serving},
+		"it stops":    {func(c *child) { c.said <- wire.Stopping{} }, stopped},
+		"it ended":    {(*child).die, serving},
+		"it vanished": {func(c *child) { c.end() }, serving},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			bubbles(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				_, s := p.upgrade(PhaseProbation)
+				p.sleepUnheard(DefaultProbation+time.Second, func() { tt.say(s) })
+				p.wantState(tt.want)
+			})
+		})
+	}
+}
+
+func TestStormOfRequestsIsOneAttempt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		var storm []*asked
+		for range 50 {
+			storm = append(storm, p.ask())
+		}
+		s := p.children[0].until(PhaseReady)
+		for range 20 {
+			p.trigger(t.Context())
+			storm = append(storm, p.ask())
+		}
+		s.say(wire.Ready{})
+		storm = append(storm, p.ask())
+		s.say(wire.Serving{})
+		storm = append(storm, p.ask())
+		storm[0].want(nil)
+		for _, a := range storm[1:] {
+			a.want(ErrBusy)
+		}
+		if len(p.children) != 1 {
+			t.Errorf("%d successors were started", len(p.children))
+		}
+	})
+}
+
+// ---- the predecessor: the caller ----
+
+func TestEndOfTheContextGivesTheAttemptUp(t *testing.T) {
+	why := errors.New("the deploy was called off")
+	for _, phase := range []Phase{PhaseHello, PhaseReady} {
+		t.Run(string(phase), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(phase)
+				time.Sleep(time.Second)
+				a.cancel(why)
+				synctest.Wait()
+				if m := wantHears[wire.Abort](s.farEnd); m.Reason != why.Error() {
+					t.Errorf("the successor is told %q", m.Reason)
+				}
+				if a.isAnswered() {
+					t.Error("answered before the successor has ended")
+				}
+				s.exit()
+				if e := a.wantFailed(phase); !errors.Is(e, why) {
+					t.Errorf("%v, want the context's cause", e)
+				}
+				p.wantNever("successor 1: signal quit")
+				p.wantServing()
+				p.wantNextUpgradeWorks()
+			})
+		})
+	}
+	t.Run("prepare", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newServing(t, Options{})
+			p.onLaunch = func(ctx context.Context) { <-ctx.Done() }
+			p.launchError = errors.New("called off")
+			a := p.ask()
+			a.cancel(why)
+			if e := a.wantFailed(PhasePrepare); !errors.Is(e, why) {
+				t.Errorf("%v, want the context's cause", e)
+			}
+			p.wantServing()
+		})
+	})
+	t.Run("between prepare and hello", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newServing(t, Options{})
+			p.onLaunch = func(ctx context.Context) { <-ctx.Done() }
+			a := p.ask()
+			a.cancel(why)
+			synctest.Wait()
+			s := p.children[0]
+			wantHears[wire.Abort](s.farEnd)
+			s.exit()
+			a.want(why)
+			p.wantServing()
+		})
+	})
+	t.Run("before it began", func(t *testing.T) {
+		bubbles(t, func(t *testing.T) {
+			p := newServing(t, Options{})
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cancel(why)
+			if err := p.Upgrade(ctx); err != why { //nolint:errorlint // the cause itself
+				t.Errorf("Upgrade: %v, want %v", err, why)
+			}
+			synctest.Wait()
+			if len(p.children) > 0 {
+				t.Error("a successor was started")
+			}
+		})
+	})
+}
+
+// TestEndOfTheContextAfterCommitEndsTheWaitOnly: the upgrade goes on.
+func TestEndOfTheContextAfterCommitEndsTheWaitOnly(t *testing.T) {
+	for _, phase := range []Phase{PhaseCommit, PhaseProbation} {
+		t.Run(string(phase), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(phase)
+				a.cancel(nil)
+				if synctest.Wait(); phase == PhaseCommit {
+					s.say(wire.Serving{})
+				}
+				a.want(context.Canceled)
+				if a.after != 0 {
+					t.Errorf("the wait ended after %v", a.after)
+				}
+				p.wantState(probation)
+				wantDoesNotHear[wire.Abort](s.farEnd)
+				time.Sleep(DefaultProbation)
+				p.wantEnd(draining, ErrUpgraded)
+			})
+		})
+	}
+}
+
+// ---- the predecessor: Check ----
+
+func TestCheckRunsBehindAClosedGate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var p *process
+		calls := 0
+		p = newServing(t, Options{Check: func(ctx context.Context) error {
+			calls++
+			p.wantOpen(false)
+			if d, ok := ctx.Deadline(); !ok || !d.Equal(time.Now().Add(DefaultProbation)) {
+				t.Errorf("the deadline is %v, want the end of probation", d)
+			}
+			return nil
+		}})
+		a, _ := p.upgrade(PhaseProbation)
+		p.wantExactly(DefaultProbation, "confirmed", a.isAnswered)
+		a.want(nil)
+		if calls != 1 {
+			t.Errorf("%d checks", calls)
+		}
+	})
+}
+
+func TestFailedCheckRollsBack(t *testing.T) {
+	bad := errors.New("503")
+	tests := map[string]struct {
+		check func(context.Context) error
+		cause error
+		at    time.Duration
+	}{
+		"at once": {func(context.Context) error { return bad }, bad, 0},
+		"late": {func(context.Context) error {
+			time.Sleep(DefaultProbation - 1)
+			return bad
+		}, bad, DefaultProbation - 1},
+		"hanging": {func(context.Context) error {
+			time.Sleep(time.Hour)
+			return nil
+		}, ErrTimeout, DefaultProbation},
+		"ended by its context": {func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}, os.ErrDeadlineExceeded, DefaultProbation},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{Check: tt.check})
+				a, s := p.upgrade(PhaseProbation)
+				e := a.wantFailed(PhaseProbation)
+				if !errors.Is(e, tt.cause) && !errors.Is(e, context.DeadlineExceeded) {
+					t.Errorf("%v, want %v", e, tt.cause)
+				}
+				if !strings.Contains(e.Error(), "check") || a.after != tt.at {
+					t.Errorf("%v after %v, want one of the check after %v", e, a.after, tt.at)
+				}
+				wantHears[wire.Abort](s.farEnd)
+				wantDoesNotHear[wire.Confirm](s.farEnd)
+				p.wantServing()
+				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
+}
+
+// TestEndOfTheCallersContextDoesNotEndTheCheck: the attempt goes on.
+func TestEndOfTheCallersContextDoesNotEndTheCheck(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{Check: func(ctx context.Context) error {
+			time.Sleep(time.Second)
+			return ctx.Err()
+		}})
+		a, _ := p.upgrade(PhaseProbation)
+		a.cancel(nil)
+		time.Sleep(DefaultProbation)
+		p.wantEnd(draining, ErrUpgraded)
+	})
+}
+
+// TestVerdictOfAnOldCheckIsIgnored in the next attempt.
+func TestVerdictOfAnOldCheckIsIgnored(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		first := true
+		p := newServing(t, Options{Check: func(context.Context) error {
+			if !first {
+				return nil
+			}
+			first = false
+			time.Sleep(3 * time.Second)
+			return errors.New("of the first")
+		}})
+		a, s := p.upgrade(PhaseProbation)
+		s.exit()
+		a.wantFailed(PhaseProbation)
+		a, _ = p.upgrade(PhaseProbation)
+		a.want(nil)
+	})
+}
+
+// ---- the predecessor: a successor that fails ----
+
+func TestEndOfTheSuccessorCostsNothing(t *testing.T) {
+	for _, phase := range []Phase{PhaseHello, PhaseReady, PhaseCommit, PhaseProbation} {
+		ends := map[string]func(*child){
+			"it is reaped first":      (*child).exit,
+			"its channel ends first":  func(c *child) { c.end(); synctest.Wait(); time.Sleep(time.Second); c.exit() },
+			"its channel only":        func(c *child) { c.end() },
+			"it says what is no word": func(c *child) { c.breakWith(&wire.UnknownTypeError{Type: "later"}) },
+		}
+		for name, end := range ends {
+			t.Run(string(phase)+", "+name, func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					p := newServing(t, Options{})
+					a, s := p.upgrade(phase)
+					end(s)
+					e := a.wantFailed(phase)
+					var unknown *wire.UnknownTypeError
+					if e.PID != s.pid || !errors.Is(e, errEnded) && !errors.As(e, &unknown) {
+						t.Errorf("%v, want pid %d and its end", e, s.pid)
+					}
+					p.wantServing()
+					p.wantNextUpgradeWorks()
+				})
+			})
+		}
+	}
+}
+
+func TestSuccessorSaysWhyItFails(t *testing.T) {
+	for _, phase := range []Phase{PhaseHello, PhaseReady, PhaseCommit, PhaseProbation} {
+		t.Run(string(phase), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(phase)
+				s.say(wire.Failed{Text: "no database"})
+				wantHears[wire.Abort](s.farEnd)
+				s.exit()
+				if e := a.wantFailed(phase); e.Text != "no database" || !strings.Contains(e.Error(), "it said: no database") {
+					t.Errorf("%v, want the successor's words", e)
+				}
+				p.wantServing()
+				p.wantNextUpgradeWorks()
+			})
+		})
+	}
+}
+
+func TestFailedLaunch(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		p.launchError = &os.PathError{Op: "fork/exec", Path: "/srv/app", Err: syscall.ENOEXEC}
+		a := p.ask()
+		if e := a.wantFailed(PhaseStart); !errors.Is(e, syscall.ENOEXEC) || e.PID != 0 || a.after != 0 {
+			t.Errorf("%#v after %v", e, a.after)
+		}
+		p.wantServing()
+		p.launchError = nil
+		p.wantNextUpgradeWorks()
+	})
+}
+
+func TestPIDFileThatCannotBeCommitted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseReady)
+		must(t, os.Remove(p.path)) // somebody else's doing
+		s.say(wire.Ready{})
+		wantDoesNotHear[wire.Commit](s.farEnd)
+		wantHears[wire.Abort](s.farEnd)
+		p.wantOpen(true)
+		s.exit()
+		a.wantFailed(PhaseCommit)
+		p.wantState(serving)
+		p.wantNextUpgradeWorks()
+	})
+}
+
+// TestWordsOutOfOrder: a successor that is not of this protocol is ended,
+// whatever it says and when.
+func TestWordsOutOfOrder(t *testing.T) {
+	words := []wire.Message{
+		wire.Hello{Version: wire.Version, PID: firstChild},
+		wire.Ready{}, wire.Serving{}, wire.Confirm{},
+		wire.Manifest{}, wire.Commit{}, wire.Abort{}, wire.Hurry{},
+	}
+	expected := map[Phase]string{PhaseHello: "wire.Hello", PhaseReady: "wire.Ready", PhaseCommit: "wire.Serving", PhaseProbation: "wire.Confirm"}
+	for phase, right := range expected {
+		for _, m := range words {
+			word := fmt.Sprintf("%T", m)
+			if word == right {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s in phase %s", word, phase), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					p := newServing(t, Options{})
+					a, s := p.upgrade(phase)
+					s.say(m)
+					wantHears[wire.Abort](s.farEnd)
+					s.say(m) // twice is no worse
+					if e := a.wantFailed(phase); !strings.Contains(e.Error(), "it sent a "+word) {
+						t.Errorf("%v, want one that names %s", e, word)
+					}
+					p.wantServing()
+					p.wantNextUpgradeWorks()
+				})
+			})
+		}
+	}
+}
+
+func TestHelloThatDoesNotFit(t *testing.T) {
+	tests := map[string]struct {
+		hello wire.Hello
+		texts []string
+	}{
+		"older":           {wire.Hello{Version: wire.Version - 1, PID: firstChild}, []string{"version 0", "version 1"}},
+		"newer":           {wire.Hello{Version: wire.Version + 1, PID: firstChild}, []string{"version 2", "version 1"}},
+		"another process": {wire.Hello{Version: wire.Version, PID: 4711}, []string{"process 4711", "exec"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(PhaseHello)
+				s.say(tt.hello)
+				wantDoesNotHear[wire.Manifest](s.farEnd)
+				e := a.wantFailed(PhaseHello)
+				for _, text := range tt.texts {
+					if !strings.Contains(e.Error(), text) {
+						t.Errorf("%v, want one with %q", e, text)
+					}
+				}
+				p.wantServing()
+			})
+		})
+	}
+}
+
+// TestDeafSuccessor does not read: Send fails after its time.
+func TestDeafSuccessor(t *testing.T) {
+	tests := []struct {
+		until Phase
+		m     func(*child) wire.Message // what is answered in vain
+		phase Phase
+	}{
+		{PhaseHello, func(c *child) wire.Message { return c.hello() }, PhaseReady},
+		{PhaseReady, func(*child) wire.Message { return wire.Ready{} }, PhaseCommit},
+		{PhaseCommit, func(*child) wire.Message { return wire.Serving{} }, PhaseProbation},
+	}
+	for _, tt := range tests {
+		t.Run("before "+string(tt.phase), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(tt.until)
+				s.deafen()
+				s.say(tt.m(s))
+				a.wantFailed(tt.phase)
+				p.wantServing()
+				time.Sleep(time.Hour)
+				p.wantNextUpgradeWorks()
+			})
+		})
+	}
+}
+
+func TestNextUpgradeWaitsForTheEndOfTheLast(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseProbation)
+		s.end()
+		p.wantState(serving)
+		p.ask().want(ErrBusy)
+		s.exit()
+		a.wantFailed(PhaseProbation)
+		p.wantNextUpgradeWorks()
+	})
+}
+
+func TestRolledBackTwiceThenUpgraded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		for range 2 {
+			a, s := p.upgrade(PhaseProbation)
+			time.Sleep(DefaultProbation - 1)
+			s.exit()
+			a.wantFailed(PhaseProbation)
+			p.wantServing()
+		}
+		p.wantNextUpgradeWorks()
+		if p.generation != 1 {
+			t.Errorf("generation %d", p.generation)
+		}
+	})
+}
+
+// TestRollBackKeepsTheOrder: first accept, then the pidfile, then the report.
+func TestRollBackKeepsTheOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseProbation)
+		from := len(p.happened())
+		p.watchLog(func(message string) {
+			if message == "state changed" {
+				p.wantOpen(true)
+				wantPID(t, p.path, os.Getpid())
+				if a.isAnswered() {
+					t.Error("answered before this process serves again")
+				}
+			}
+		})
+		s.say(wire.Failed{Text: "no"})
+		a.wantFailed(PhaseProbation)
+		want := []string{"state: serving", "successor 1: wire.Abort"}
+		if got := p.since(from); !slices.Equal(got, want) {
+			t.Errorf("it happened %q, want %q", got, want)
+		}
+	})
+}
+
+// ---- the predecessor: a successor that was rolled back alive ----
+
+func TestRolledBackSuccessorMayDrain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{DrainTimeout: time.Minute})
+		a, s := p.upgrade(PhaseProbation)
+		s.say(wire.Failed{Text: "no"})
+		if a.wantFailed(PhaseProbation); a.after != 0 {
+			t.Errorf("the answer waited %v for a process with clients", a.after)
+		}
+		time.Sleep(time.Second)
+		s.say(wire.Stopping{}) // the abort is acknowledged
+		p.wantNextUpgradeWorks()
+		time.Sleep(time.Hour)
+		p.wantNever("successor 1: signal quit")
+		p.wantAt(time.Second+time.Minute+exitTimeout, "successor 1: signal killed")
+	})
+}
+
+func TestRolledBackSuccessorMayDrainForEver(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{DrainTimeout: -1})
+		a, s := p.upgrade(PhaseProbation)
+		s.say(wire.Failed{Text: "no"}, wire.Stopping{})
+		a.wantFailed(PhaseProbation)
+		time.Sleep(1000 * time.Hour)
+		p.wantNever("successor 1: signal quit")
+		p.wantNever("successor 1: signal killed")
+	})
+}
+
+func TestRolledBackSuccessorThatHangsIsEnded(t *testing.T) {
+	for _, drain := range []time.Duration{-1, 0, time.Minute} {
+		t.Run(drain.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{DrainTimeout: drain})
+				a, s := p.upgrade(PhaseProbation)
+				s.say(wire.Failed{Text: "no"})
+				a.wantFailed(PhaseProbation)
+				time.Sleep(time.Hour)
+				p.wantAt(exitTimeout, "successor 1: signal quit")
+				p.wantAt(2*exitTimeout, "successor 1: signal killed")
+			})
+		})
+	}
+}
+
+// ---- Stop, in every state of a process without a predecessor ----
+
+func TestStopWhileStarting(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newFirst(t, Options{})
+		p.Stop()
+		p.wantEnd(stopped, ErrStopped)
+		wantFiles(t, p.path)
+	})
+}
+
+func TestStopWhileServing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		p.Stop()
+		p.wantEnd(stopped, ErrStopped)
+		wantFiles(t, p.path)
+		if p.isHurried() {
+			t.Error("hurried by the first Stop")
+		}
+		p.Stop()
+		if !p.isHurried() {
+			t.Error("not hurried by the second Stop")
+		}
+	})
+}
+
+// TestStopEndsTheAttempt in every phase before commit: the successor first, the
+// service after it.
+func TestStopEndsTheAttempt(t *testing.T) {
+	for _, phase := range []Phase{PhaseHello, PhaseReady, PhaseCommit} {
+		for _, obeys := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, obeys %v", phase, obeys), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					p := newServing(t, Options{})
+					a, s := p.upgrade(phase)
+					want := stopTimeout
+					s.watch(func(m wire.Message) {
+						if _, ok := m.(wire.Abort); ok && obeys {
+							s.die()
+						}
+					})
+					if obeys {
+						want = 0
+					}
+					p.Stop()
+					if took := time.Since(p.begun); took != want {
+						t.Errorf("Stop took %v, want %v", took, want)
+					}
+					p.wantEnd(stopped, ErrStopped)
+					a.want(ErrStopped)
+					wantDoesNotHear[wire.Stopping](s.farEnd)
+					wantFiles(t, p.path)
+				})
+			})
+		}
+	}
+	t.Run("prepare", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newServing(t, Options{})
+			p.onLaunch = func(ctx context.Context) { <-ctx.Done(); time.Sleep(time.Millisecond) }
+			a := p.ask()
+			p.Stop()
+			a.want(ErrStopped)
+			p.wantEnd(stopped, ErrStopped)
+			wantFiles(t, p.path)
+			if !p.children[0].isDead() {
+				t.Error("the successor that was just started still runs")
+			}
+		})
+	})
+}
+
+func TestStopOfAnImmortalSuccessorHasALimit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		_, s := p.upgrade(PhaseReady)
+		s.immortal = true
+		p.Stop()
+		if took := time.Since(p.begun); took != stopTimeout+killTimeout {
+			t.Errorf("Stop took %v", took)
+		}
+	})
+}
+
+// TestStopWhileTheAttemptFails: the successor is ending already.
+func TestStopWhileTheAttemptFails(t *testing.T) {
+	for _, phase := range []Phase{PhaseReady, PhaseProbation} {
+		t.Run(string(phase), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(phase)
+				s.end()
+				time.Sleep(time.Second)
+				p.Stop()
+				if took := time.Since(p.begun); took != time.Second+stopTimeout {
+					t.Errorf("Stop took until %v", took)
+				}
+				p.wantEnd(stopped, ErrStopped)
+				a.want(ErrStopped)
+				wantFiles(t, p.path)
+			})
+		})
+	}
+}
+
+func TestStopDuringProbationStopsBoth(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseProbation)
+		time.Sleep(time.Second)
+		p.Stop()
+		if took := time.Since(p.begun); took != time.Second {
+			t.Errorf("Stop took until %v", took)
+		}
+		wantHears[wire.Stopping](s.farEnd)
+		wantDoesNotHear[wire.Abort](s.farEnd)
+		p.wantEnd(stopped, ErrStopped)
+		a.want(ErrStopped)
+		p.wantOpen(false)
+		wantPID(t, p.path, s.pid) // it is the successor's to remove
+	})
+}
+
+func TestStopWhileDrainingHurries(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseProbation)
+		a.want(nil)
+		p.Stop()
+		if !p.isHurried() {
+			t.Error("not hurried")
+		}
+		p.wantEnd(draining, ErrUpgraded)
+		wantDoesNotHear[wire.Stopping](s.farEnd)
+		wantPID(t, p.path, s.pid)
+	})
+}
+
+// TestFailWithoutAPredecessorIsStop, in every state.
+func TestFailWithoutAPredecessorIsStop(t *testing.T) {
+	states := map[string]func(*testing.T) *process{
+		"starting":  func(t *testing.T) *process { return newFirst(t, Options{}) },
+		"serving":   func(t *testing.T) *process { return newServing(t, Options{}) },
+		"upgrading": func(t *testing.T) *process { p := newServing(t, Options{}); p.upgrade(PhaseReady); return p },
+		"probation": func(t *testing.T) *process { p := newServing(t, Options{}); p.upgrade(PhaseProbation); return p },
+	}
+	for name, in := range states {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := in(t)
+				p.Fail(errors.New("the database is gone"))
+				p.wantEnd(stopped, ErrStopped)
+				if name == "probation" {
+					wantHears[wire.Stopping](p.children[0].farEnd)
+				} else {
+					wantFiles(t, p.path)
+				}
+			})
+		})
+	}
+}
+
+// TestSuccessorStopsTheService: a deliberate stop of the successor says so, and
+// is no reason to serve on.
+func TestSuccessorStopsTheService(t *testing.T) {
+	for _, phase := range []Phase{PhaseHello, PhaseReady, PhaseCommit, PhaseProbation} {
+		t.Run(string(phase), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(phase)
+				s.say(wire.Stopping{})
+				s.end()
+				s.exit()
+				a.want(ErrStopped)
+				if a.after != 0 {
+					t.Errorf("it took %v", a.after)
+				}
+				p.wantEnd(stopped, ErrStopped)
+				if phase != PhaseProbation {
+					wantFiles(t, p.path)
+				}
+			})
+		})
+	}
+}
+
+// TestAcknowledgedAbortIsNoStop: a successor that was committed, and whose
+// answer came too late, acknowledges the abort. The service goes on.
+func TestAcknowledgedAbortIsNoStop(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseCommit)
+		s.watch(func(m wire.Message) {
+			if _, ok := m.(wire.Abort); ok {
+				s.said <- wire.Serving{}
+				s.said <- wire.Stopping{}
+			}
+		})
+		a.wantFailed(PhaseCommit)
+		p.wantServing()
+		p.wantNextUpgradeWorks()
+	})
+}
+
+// ---- the successor ----
+
+var manifest = wire.Manifest{
+	Version: wire.Version, Generation: 2, Probation: 3 * time.Second, DrainTimeout: time.Minute,
+}
+
+func TestSuccessorKeepsTheOrder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		p.watch(func(point string) {
+			switch point {
+			case "ready", "commit":
+				p.wantOpen(false)
+			case "open", "serving":
+				p.wantOpen(true)
+			}
+		})
+		ready := p.readyToServe()
+		p.wantState(waiting)
+		wantHears[wire.Ready](p.predecessor)
+		p.wantOpen(false)
+		p.commit()
+		p.wantState(onProbation)
+		must(t, <-ready)
+		p.confirm()
+		p.wantServing()
+		want := []string{
+			"state: waiting", "predecessor: wire.Ready", "at ready",
+			"at commit", "state: on probation", "at open", "predecessor: wire.Serving", "at serving",
+			"state: serving",
+		}
+		if got := p.since(0); !slices.Equal(got, want) {
+			t.Errorf("it happened\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		must(t, p.Ready()) // again
+		p.predecessorDies()
+		p.wantServing()
+		p.wantNextUpgradeWorks()
+	})
+}
+
+func TestWaitForCommitHasALimit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		time.Sleep(time.Hour) // to initialise may take as long as the predecessor allows
+		p.wantState(starting)
+		ready := p.readyToServe()
+		p.wantExactly(commitTimeout+secondLook, "given up", func() bool { return p.Err() != nil })
+		if err := <-ready; !errors.Is(err, ErrAborted) {
+			t.Errorf("Ready: %v, want ErrAborted", err)
+		}
+		p.wantEnd(stopped, ErrAborted)
+		p.wantOpen(false)
+		p.wantHungUp()
+		wantPID(t, p.path, os.Getpid()) // the old one's, put there by servingPIDFile
+		p.wantOldPIDFile()
+	})
+}
+
+func TestCommitInTheSecondLookCounts(t *testing.T) {
+	bubbles(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		ready := p.readyToServe()
+		must(t, p.old.commit())
+		p.sleepUnheard(time.Hour, func() { p.predecessor.said <- wire.Commit{} })
+		must(t, <-ready)
+		p.wantState(onProbation)
+	})
+}
+
+func TestWaitForConfirmHasALimit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		p.readyToServe()
+		p.commit()
+		limit := manifest.Probation + confirmTimeout + secondLook
+		p.wantExactly(limit, "serving on its own", func() bool { return p.r.state == serving })
+		wantHears[wire.Confirm](p.predecessor)
+		p.wantOpen(true)
+		// Whatever a predecessor says that wakes up, it is too late.
+		p.predecessor.say(wire.Confirm{}, wire.Commit{})
+		p.wantState(serving)
+	})
+}
+
+func TestConfirmInTheSecondLookCounts(t *testing.T) {
+	bubbles(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		p.readyToServe()
+		p.commit()
+		p.sleepUnheard(time.Hour, func() { p.predecessor.said <- wire.Confirm{} })
+		p.wantState(serving)
+		wantDoesNotHear[wire.Confirm](p.predecessor)
+	})
+}
+
+// TestEndOfThePredecessor: in every state its successor takes over by itself.
+func TestEndOfThePredecessor(t *testing.T) {
+	t.Run("starting", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.predecessorDies()
+			p.wantState(starting)
+			p.wantOpen(false)
+			must(t, p.Ready())
+			p.wantServing()
+		})
+	})
+	t.Run("waiting", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			ready := p.readyToServe()
+			p.predecessorDies()
+			must(t, <-ready)
+			p.wantServing()
+		})
+	})
+	t.Run("waiting, between rename and commit", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			ready := p.readyToServe()
+			must(t, p.old.commit())
+			p.predecessorDies()
+			must(t, <-ready)
+			p.wantServing()
+		})
+	})
+	t.Run("on probation", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.readyToServe()
+			p.commit()
+			p.predecessorDies()
+			p.wantServing()
+			p.wantNextUpgradeWorks()
+		})
+	})
+	t.Run("serving", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.readyToServe()
+			p.commit()
+			p.confirm()
+			p.predecessorDies()
+			p.wantServing()
+			time.Sleep(time.Hour)
+			p.wantNever("log: predecessor did not finish its drain: killed")
+		})
+	})
+	t.Run("stopped", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.Stop()
+			p.predecessorDies()
+			p.wantEnd(stopped, ErrStopped)
+		})
+	})
+}
+
+// TestPredecessorThatSpeaksNonsense is not dead: before commit it serves on.
+func TestPredecessorThatSpeaksNonsense(t *testing.T) {
+	nonsense := &wire.UnknownTypeError{Type: "later"}
+	t.Run("starting", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.predecessor.breakWith(nonsense)
+			p.wantEnd(stopped, ErrAborted)
+			if err := p.Ready(); !errors.Is(err, ErrAborted) || !strings.Contains(err.Error(), "later") {
+				t.Errorf("Ready: %v", err)
+			}
+			p.wantOldPIDFile()
+		})
+	})
+	t.Run("waiting", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			ready := p.readyToServe()
+			p.predecessor.breakWith(nonsense)
+			if err := <-ready; !errors.Is(err, ErrAborted) {
+				t.Errorf("Ready: %v", err)
+			}
+			p.wantOldPIDFile()
+		})
+	})
+	t.Run("on probation", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.readyToServe()
+			p.commit()
+			p.predecessor.breakWith(nonsense)
+			p.wantState(serving)
+		})
+	})
+}
+
+func TestAbort(t *testing.T) {
+	abort := wire.Abort{Reason: "the operator says no"}
+	t.Run("starting", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.predecessor.say(abort)
+			p.wantEnd(stopped, ErrAborted)
+			p.wantHungUp()
+			p.wantOldPIDFile()
+		})
+	})
+	t.Run("waiting", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			ready := p.readyToServe()
+			p.predecessor.say(abort)
+			if err := <-ready; !errors.Is(err, ErrAborted) || !strings.Contains(err.Error(), abort.Reason) {
+				t.Errorf("Ready: %v, want ErrAborted and the reason", err)
+			}
+			p.wantEnd(stopped, ErrAborted)
+			p.wantOpen(false)
+			p.wantHungUp()
+			p.wantOldPIDFile()
+		})
+	})
+	t.Run("on probation", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			ready := p.readyToServe()
+			p.commit()
+			must(t, <-ready)
+			must(t, p.old.rollback())
+			p.predecessor.say(abort)
+			p.wantEnd(stopped, ErrRolledBack)
+			p.wantOpen(false)
+			wantHears[wire.Stopping](p.predecessor) // acknowledged
+			p.wantOldPIDFile()
+			if err := p.Ready(); !errors.Is(err, ErrRolledBack) {
+				t.Errorf("Ready again: %v", err)
+			}
+		})
+	})
+	t.Run("stopped", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.readyToServe()
+			p.commit()
+			p.Fail(errors.New("mine"))
+			p.predecessor.say(abort)
+			p.wantEnd(stopped, ErrStopped)
+			wantHears[wire.Stopping](p.predecessor) // acknowledged as well
+		})
+	})
+}
+
+// TestStopOfTheSuccessor: Stop ends one that is not committed alone, a stop
+// signal the service; on probation both do.
+func TestStopOfTheSuccessor(t *testing.T) {
+	for _, service := range []bool{false, true} {
+		for _, in := range []state{starting, waiting, onProbation} {
+			t.Run(fmt.Sprintf("%s, service %v", in, service), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					p := newSuccessor(t, 2, Options{}, manifest)
+					p.bring(in)
+					p.end(stopRequest{service: service})
+					p.wantEnd(stopped, ErrStopped)
+					if service || in == onProbation {
+						wantHears[wire.Stopping](p.predecessor)
+						wantDoesNotHear[wire.Failed](p.predecessor)
+					} else {
+						if m := wantHears[wire.Failed](p.predecessor); m.Text != "it was stopped" {
+							t.Errorf("the predecessor is told %q", m.Text)
+						}
+						wantDoesNotHear[wire.Stopping](p.predecessor)
+					}
+					if in == onProbation {
+						must(t, p.old.confirm())
+						wantFiles(t, p.path)
+					} else {
+						p.wantOldPIDFile()
+						p.wantHungUp()
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestFailOfTheSuccessor(t *testing.T) {
+	for _, in := range []state{starting, waiting, onProbation} {
+		t.Run(in.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newSuccessor(t, 2, Options{}, manifest)
+				p.bring(in)
+				p.Fail(errors.New("no database"))
+				p.wantEnd(stopped, ErrStopped)
+				p.wantOpen(false)
+				if m := wantHears[wire.Failed](p.predecessor); m.Text != "no database" {
+					t.Errorf("the predecessor is told %q", m.Text)
+				}
+				if in == onProbation {
+					must(t, p.old.rollback())
+				}
+				p.wantOldPIDFile()
+			})
+		})
+	}
+	t.Run("nil", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.Fail(nil)
+			if m := wantHears[wire.Failed](p.predecessor); m.Text == "" {
+				t.Error("no text")
+			}
+		})
+	})
+}
+
+// TestFailOnProbationGivesTheServiceBack, seen from both sides: what the
+// successor says is what the predecessor understands, and it is not killed
+// while it drains.
+func TestFailOnProbationGivesTheServiceBack(t *testing.T) {
+	var said []wire.Message
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		p.bring(onProbation)
+		p.predecessor.heard = nil
+		p.Fail(errors.New("no"))
+		p.predecessor.say(wire.Abort{Reason: "it gave up"})
+		said = p.predecessor.heard
+	})
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{DrainTimeout: time.Minute})
+		a, s := p.upgrade(PhaseProbation)
+		s.say(said...)
+		a.wantFailed(PhaseProbation)
+		p.wantServing()
+		time.Sleep(time.Minute)
+		p.wantNever("successor 1: signal quit")
+		p.wantNever("successor 1: signal killed")
+	})
+}
+
+// TestPredecessorStops: during probation both processes stop.
+func TestPredecessorStops(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		p.bring(onProbation)
+		p.predecessor.say(wire.Stopping{})
+		must(t, p.old.confirm())
+		p.predecessor.end()
+		p.wantEnd(stopped, ErrStopped)
+		wantFiles(t, p.path)
+	})
+}
+
+func TestWordsOfAPredecessorOutOfOrder(t *testing.T) {
+	words := []wire.Message{
+		wire.Hello{}, wire.Manifest{}, wire.Progress{}, wire.Ready{}, wire.Failed{}, wire.Commit{}, wire.Serving{},
+		wire.Confirm{}, wire.Hurry{Generation: 9},
+	}
+	right := map[state]string{waiting: "wire.Commit", onProbation: "wire.Confirm"}
+	for _, in := range []state{starting, waiting, onProbation, serving} {
+		for _, m := range words {
+			word := fmt.Sprintf("%T", m)
+			if right[in] == word {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s while %s", word, in), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					p := newSuccessor(t, 2, Options{}, manifest)
+					p.bring(in)
+					p.predecessor.say(m)
+					p.wantState(in)
+					p.wantOpen(in == onProbation || in == serving)
+				})
+			})
+		}
+	}
+}
+
+func TestProgressGoesToTheWaitingPredecessorOnly(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		p.Progress("one")
+		synctest.Wait()
+		if m := wantHears[wire.Progress](p.predecessor); m.Text != "one" {
+			t.Errorf("the predecessor is told %q", m.Text)
+		}
+		p.bring(onProbation)
+		p.Progress("two")
+		p.confirm()
+		p.Progress("three")
+		synctest.Wait()
+		if m, _ := hears[wire.Progress](p.predecessor); m.Text != "one" {
+			t.Errorf("after commit the predecessor is told %q", m.Text)
+		}
+		p.Stop()
+		p.Progress("four")
+	})
+	bubble(t, func(t *testing.T) {
+		newServing(t, Options{}).Progress("nobody listens")
+	})
+}
+
+func TestReadyBlocksEveryCallerUntilCommit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		callers := []<-chan error{p.readyToServe(), p.readyToServe(), p.readyToServe()}
+		for _, c := range callers {
+			if len(c) > 0 {
+				t.Fatalf("Ready has returned before commit: %v", <-c)
+			}
+		}
+		p.commit()
+		for _, c := range callers {
+			must(t, <-c)
+		}
+		if got := p.when("predecessor: wire.Ready"); len(got) != 1 {
+			t.Errorf("ready was said %d times", len(got))
+		}
+	})
+}
+
+// TestReadyCanBeCalledAgain after an error of the pidfile.
+func TestReadyCanBeCalledAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newFirst(t, Options{})
+		must(t, os.Mkdir(p.path, 0o755))
+		if err := p.Ready(); err == nil {
+			t.Fatal("no error")
+		}
+		p.wantState(starting)
+		p.wantOpen(false)
+		must(t, os.Remove(p.path))
+		must(t, p.Ready())
+		p.wantServing()
+	})
+}
+
+// TestSuccessorWithAnotherPIDFile: the predecessor's goes when there is no way
+// back, not before.
+func TestSuccessorWithAnotherPIDFile(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		former := pidfilePath(t)
+		var old *pidfile
+		p := newProcess(t, Options{}, func(p *process) {
+			var err error
+			p.pidfile, err = openPIDFile(p.path)
+			must(t, err)
+			old = servingPIDFile(t, former)
+			p.r.former = succeed(t, old, os.Getpid())
+			p.predecessor = newFarEnd(p, "predecessor")
+			p.r.pred = predecessor{peer: newPeer(p.predecessor, 1, nil), manifest: manifest}
+		})
+		p.readyToServe()
+		if _, err := os.Lstat(p.path); err == nil {
+			t.Error("written before commit")
+		}
+		must(t, old.commit())
+		p.predecessor.say(wire.Commit{})
+		p.wantState(onProbation)
+		wantPID(t, p.path, os.Getpid())
+		if _, err := os.Lstat(former); err != nil {
+			t.Errorf("the former pidfile: %v", err)
+		}
+		p.predecessor.say(wire.Confirm{})
+		must(t, old.confirm())
+		p.wantServing()
+		wantFiles(t, former)
+	})
+}
+
+// TestPIDFileThatFailsAtCommitIsSaid: the predecessor serves on.
+func TestPIDFileThatFailsAtCommitIsSaid(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newProcess(t, Options{}, func(p *process) {
+			var err error
+			p.pidfile, err = openPIDFile(p.path)
+			must(t, err)
+			p.predecessor = newFarEnd(p, "predecessor")
+			p.r.pred = predecessor{peer: newPeer(p.predecessor, 1, nil), manifest: manifest}
+		})
+		ready := p.readyToServe()
+		must(t, os.Mkdir(p.path, 0o755))
+		p.predecessor.say(wire.Commit{})
+		if err := <-ready; err == nil {
+			t.Error("Ready has returned nil")
+		}
+		wantHears[wire.Failed](p.predecessor)
+		wantDoesNotHear[wire.Serving](p.predecessor)
+		p.wantOpen(false)
+	})
+}
+
+// ---- generations that drain ----
+
+// TestOverduePredecessorIsKilled when it had the time that it asked for, and 10
+// s more.
+func TestOverduePredecessorIsKilled(t *testing.T) {
+	cat, err := exec.LookPath("cat")
+	if err != nil {
+		t.Skip(err)
+	}
+	tests := []struct {
+		name  string
+		o     Options
+		drain time.Duration
+		gen   int
+		want  time.Duration
+	}{
+		{"after its drain timeout", Options{}, time.Minute, 2, time.Minute + hurryTimeout},
+		{"told to hurry", Options{MaxDraining: 1}, -1, 3, 0}, // two generations would drain
+		{"the only one to hurry", Options{MaxDraining: -1}, 0, 9, 0},
+	}
+	_ = tests
+	_ = cat
+}
