@@ -79,8 +79,11 @@ func (a *attempt) answer(err error) {
 // upgrade begins an attempt, or refuses to.
 func (r *run) upgrade(req request) {
 	err := r.state.refusal()
-	if err == nil && r.attempt.underWay() {
-		err = ErrBusy // the last successor is still ending
+	switch {
+	case r.state.final():
+		err = r.err
+	case err == nil:
+		err = context.Cause(req.ctx)
 	}
 	if err != nil {
 		r.log.Debug("upgrade refused", "pid", os.Getpid(), "err", err)
@@ -139,7 +142,9 @@ func (r *run) heard(m wire.Message, ok bool) {
 	case wire.Confirm:
 		r.confirm() // it waited too long for this word, and went on
 	case wire.Stopping:
-		r.stopBoth()
+		if r.attempt.err == nil { // else it acknowledges the abort
+			r.stopBoth()
+		}
 	default:
 		r.giveBack(fmt.Errorf("it sent a %T", m))
 	}
@@ -157,10 +162,18 @@ func (r *run) hello(m wire.Hello) {
 		r.reach("hello")
 		a.enter(PhaseReady, r.options.ReadyTimeout)
 		a.latest = time.Now().Add(max(maxReadyWait, r.options.ReadyTimeout))
-		if err := a.Send(r.manifest(a.given)); err != nil {
-			r.fail(err)
-		}
+		r.tell(r.manifest(a.given))
 	}
+}
+
+// tell sends what the attempt cannot go on without. That the successor is gone
+// is no answer: why it went is in the channel, and may be that it was stopped.
+func (r *run) tell(m wire.Message) (sent bool) {
+	err := r.attempt.Send(m)
+	if err != nil && !isGone(err) {
+		r.giveBack(err)
+	}
+	return err == nil
 }
 
 // expects reports that a message fits the phase; if not, the attempt fails.
@@ -178,7 +191,7 @@ func (r *run) expects(p Phase, m wire.Message) bool {
 func (r *run) progress(text string) {
 	a := r.attempt
 	a.text = text
-	if a.phase == PhaseReady && a.err == nil {
+	if a.phase == PhaseReady && a.err == nil && time.Now().Before(a.latest) {
 		a.enter(PhaseReady, min(r.options.ReadyTimeout, time.Until(a.latest)))
 	}
 }
@@ -201,10 +214,7 @@ func (r *run) commit() {
 		return
 	}
 	r.reach("renamed")
-	if err := a.Send(wire.Commit{}); err != nil {
-		r.fail(err)
-		return
-	}
+	r.tell(wire.Commit{})
 	r.reach("committed")
 }
 
@@ -218,7 +228,7 @@ func (r *run) serving() {
 	r.sockets.setGates(false)
 	r.step(successorServing, slog.Int("successor", a.pid), a.elapsed())
 	a.enter(PhaseProbation, max(r.options.Probation, 0))
-	a.looked = true // what a second look would find, confirm finds
+	a.looked = r.options.Probation < 0 // there is nothing to look for
 	a.canceled = a.ctx.Done()
 	if r.options.Check != nil {
 		r.check()
@@ -248,16 +258,16 @@ func (r *run) verdict(err error) {
 	}
 }
 
-// confirm ends probation. A successor that cannot even be told is dead.
+// confirm ends probation. A successor that cannot even be told has ended, and
+// is rolled back when the channel says so.
 func (r *run) confirm() {
 	a := r.attempt
 	if !r.expects(PhaseProbation, wire.Confirm{}) {
 		return
 	}
 	r.reach("confirm")
-	if err := a.Send(wire.Confirm{}); err != nil || a.dead() {
-		r.rollBack(successorDied, errEnded)
-		return
+	if a.dead() || !r.tell(wire.Confirm{}) {
+		return // its end is in the channel
 	}
 	r.Upgrader.successor.Store(a.peer)
 	r.handOn(timeUp, ErrUpgraded)
@@ -296,7 +306,7 @@ func (r *run) heirSaid(m wire.Message, ok bool) {
 // giveBack ends an attempt in whatever phase it is.
 func (r *run) giveBack(why error) {
 	if r.state == probation {
-		r.rollBack(successorDied, why)
+		r.rollBack(rollbackAsked, why)
 		return
 	}
 	r.fail(why)
@@ -344,13 +354,25 @@ func (r *run) rollBack(e event, why error) {
 	a.err, a.checked, a.canceled = why, nil, nil
 	r.step(e, slog.Int("successor", a.pid), slog.Any("err", why), a.elapsed())
 	_ = a.Send(wire.Abort{Reason: why.Error()}) // if it is gone, all the better
-	if e == successorDied {
-		a.awaitExit(exitTimeout)
+	r.forget()
+	if e == rollbackAsked {
+		// It is alive and has clients: it drains like any other generation.
+		go a.outlive(r.options.DrainTimeout)
+		r.report(a)
 		return
 	}
-	// It is alive and has clients: it drains like any other generation.
-	go a.outlive(r.options.DrainTimeout)
-	r.finish()
+	_ = a.signal(os.Kill) // its channel is closed; if it still is there, it must not be
+	go func() {
+		a.reaped()
+		r.report(a)
+	}()
+}
+
+// report answers for an attempt that was rolled back.
+func (u *Upgrader) report(a *attempt) {
+	err := u.failure(a)
+	u.log.Warn("rolled back", "pid", os.Getpid(), "generation", u.generation, "successor", a.pid, "err", err)
+	a.answer(err)
 }
 
 // successorFailed: it says itself that it cannot be the server.
@@ -367,8 +389,12 @@ func (r *run) successorFailed(text string) {
 func (r *run) successorGone() {
 	a := r.attempt
 	a.words = nil
-	if a.err == nil {
-		r.giveBack(cmp.Or(a.peer.err, errEnded))
+	switch {
+	case a.err != nil: // it only ends
+	case r.state == probation:
+		r.rollBack(successorDied, cmp.Or(a.peer.err, errEnded))
+	default:
+		r.fail(cmp.Or(a.peer.err, errEnded))
 	}
 }
 
@@ -425,7 +451,7 @@ func (r *run) expired() {
 func (r *run) ended() {
 	a := r.attempt
 	if r.state == upgrading && !a.stopAfter {
-		r.step(successorFailed, slog.Any("err", r.failure()), a.elapsed())
+		r.step(successorFailed, slog.Any("err", r.failure(a)), a.elapsed())
 	}
 	if a.successor != nil {
 		_ = a.Close()
@@ -435,26 +461,27 @@ func (r *run) ended() {
 		a.err = ErrStopped
 		r.stopCommitted()
 	}
-	r.finish()
+	r.forget()
+	a.answer(r.failure(a))
 }
 
-// finish answers and forgets the attempt.
-func (r *run) finish() {
+// forget ends the attempt for run: the next one may begin, and the pidfile's
+// time says so.
+func (r *run) forget() {
 	r.attempt.cancel()
-	r.attempt.answer(r.failure())
 	r.attempt = &attempt{}
+	r.warn("pidfile's time not set", r.pidfile.stamp())
 }
 
-// failure is what Upgrade returns.
-func (r *run) failure() error {
-	a := r.attempt
+// failure is what Upgrade returns for a failed attempt.
+func (u *Upgrader) failure(a *attempt) error {
 	if a.err == ErrStopped { //nolint:errorlint // not one that wraps it
 		return a.err
 	}
 	if prepared := (*SuccessorError)(nil); errors.As(a.err, &prepared) {
 		return prepared
 	}
-	e := r.attemptError(a.phase, a.err)
+	e := u.attemptError(a.phase, a.err)
 	e.Text = a.text
 	if a.successor != nil {
 		e.PID = a.pid

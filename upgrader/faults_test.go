@@ -125,13 +125,10 @@ func dead(pid int) bool {
 // zombies asserts that pid has no dead child that it did not reap.
 func (s *service) zombies(pid int) {
 	s.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if len(strings.Fields(string(b))) > 0 {
-		s.t.Errorf("process %d still has children: %s", pid, b)
-	}
+	s.eventually(fmt.Sprintf("process %d has reaped its children", pid), func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+		return err == nil && len(strings.Fields(string(b))) == 0
+	})
 }
 
 // longProbation, in milliseconds, is not over before a fault of 4 s happens.

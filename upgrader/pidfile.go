@@ -268,11 +268,17 @@ func (p *pidfile) rollback() error {
 		return during("roll back pidfile", err)
 	}
 	err := errors.Join(removeNamed(p.prevPath(), p.self), removeNamed(p.nextPath(), p.next), closeFile(&p.next))
-	if names(p.path, p.self) {
-		now := time.Now()
-		err = errors.Join(err, os.Chtimes(p.path, now, now))
-	}
 	return during("roll back pidfile", err)
+}
+
+// stamp sets the time of last modification: an attempt has ended, this process
+// serves, and takes the next trigger.
+func (p *pidfile) stamp() error {
+	if p == nil || !names(p.path, p.self) {
+		return nil
+	}
+	now := time.Now()
+	return during("stamp pidfile", os.Chtimes(p.path, now, now))
 }
 
 func (p *pidfile) takeBack() error {

@@ -33,9 +33,18 @@ func tmpfs(t *testing.T, size string) string {
 // is found while the old process serves, and the next upgrade works once it is
 // mended.
 func TestPIDFileFaultsFailBeforeAnythingIsStarted(t *testing.T) {
-	remount := func(t *testing.T, dir string, flags uintptr) {
+	// A mount of its own, because the server has a file open for writing there.
+	readOnly := func(t *testing.T, dir, _ string) {
 		t.Helper()
-		if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_BIND|flags, ""); err != nil {
+		err := errors.Join(syscall.Mount(dir, dir, "", syscall.MS_BIND, ""),
+			syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	readWrite := func(t *testing.T, dir, _ string) {
+		t.Helper()
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -52,10 +61,7 @@ func TestPIDFileFaultsFailBeforeAnythingIsStarted(t *testing.T) {
 			},
 			func(_ *testing.T, dir, _ string) { _ = os.Remove(dir + "/filler") }, "no space left",
 		},
-		"read-only": {
-			func(t *testing.T, dir, _ string) { t.Helper(); remount(t, dir, syscall.MS_RDONLY) },
-			func(t *testing.T, dir, _ string) { t.Helper(); remount(t, dir, 0) }, "read-only",
-		},
+		"read-only": {readOnly, readWrite, "read-only"},
 		"symlink in its place": {
 			func(_ *testing.T, dir, p string) { _ = os.Rename(p, dir+"/kept"); _ = os.Symlink("kept", p) },
 			func(_ *testing.T, dir, p string) { _ = os.Rename(dir+"/kept", p) }, "symbolic link",

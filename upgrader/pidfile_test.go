@@ -468,6 +468,7 @@ func TestRollbackNamesThisProcessAgain(t *testing.T) {
 				os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)) // it may be missing
 				before := time.Now().Add(-time.Second)
 				must(t, p.rollback())
+				must(t, p.stamp())
 				wantPID(t, path, os.Getpid())
 				wantLocked(t, path)
 				fi, err := os.Stat(path)

@@ -164,6 +164,10 @@ func (r *run) abort(reason string) {
 		r.leave(rolledBack, fmt.Errorf("%w: %s", ErrRolledBack, reason))
 	case !r.state.final():
 		r.giveUp(aborted, fmt.Errorf("%w: %s", ErrAborted, reason))
+	default:
+		// It is the answer to Fail on probation, and the predecessor waits to hear
+		// that this process drains and does not hang.
+		_ = r.pred.Send(wire.Stopping{})
 	}
 }
 

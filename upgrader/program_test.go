@@ -44,6 +44,7 @@ type config struct {
 	Spawn      bool   `json:"spawn,omitempty"`       // a subprocess at each point, which looks around
 	Kinds      bool   `json:"kinds,omitempty"`       // a socket of every kind, and a file
 	Many       int    `json:"many,omitempty"`        // so many more listeners, and so many files
+	Quiet      bool   `json:"quiet,omitempty"`       // no clock that acts later
 }
 
 // fault is what a process of one generation does at a point of an upgrade.
@@ -154,15 +155,22 @@ func program(path string) error {
 		return err
 	}
 	log.Info("ready", "pid", os.Getpid(), "generation", u.Generation())
-	go act("ran 0s")
-	for _, ms := range []int{50, 100, 200, 1000, 4000} {
-		time.AfterFunc(time.Duration(ms)*time.Millisecond, func() { act(fmt.Sprintf("ran %dms", ms)) })
+	if !c.Quiet {
+		go act("ran 0s")
+		c.actLater(act)
 	}
 	<-u.Done()
 	log.Info("done", "pid", os.Getpid(), "generation", u.Generation(), "err", u.Err().Error())
 	s.drain()
 	log.Info("drained", "pid", os.Getpid(), "generation", u.Generation())
 	return nil
+}
+
+// actLater acts at times that tests of probation need.
+func (c config) actLater(act func(string)) {
+	for _, ms := range []int{50, 100, 200, 1000, 4000} {
+		time.AfterFunc(time.Duration(ms)*time.Millisecond, func() { act(fmt.Sprintf("ran %dms", ms)) })
+	}
 }
 
 // prepare does what programs do between New and Listen.
@@ -291,6 +299,9 @@ func (s *lineServer) serve(ln net.Listener, c net.Conn) {
 				return
 			}
 			s.log.Info("kept", "pid", os.Getpid(), "err", err.Error())
+			if errors.Is(s.u.Err(), ErrStopped) {
+				return // it is idle, and nobody will take it
+			}
 		case err != nil:
 			return
 		}
@@ -298,7 +309,11 @@ func (s *lineServer) serve(ln net.Listener, c net.Conn) {
 		if n, _ := fmt.Sscanf(line, "sleep %d", &ms); n == 1 {
 			time.Sleep(time.Duration(ms) * time.Millisecond)
 		}
-		if _, err := fmt.Fprintf(c, "%d %d %s", os.Getpid(), s.u.Generation(), line); err != nil {
+		answer := s.u.Generation()
+		if line == "goroutines\n" {
+			answer = runtime.NumGoroutine()
+		}
+		if _, err := fmt.Fprintf(c, "%d %d %s", os.Getpid(), answer, line); err != nil {
 			return
 		}
 	}

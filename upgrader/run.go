@@ -150,11 +150,7 @@ func (r *run) stop(s stopRequest) {
 	case onProbation:
 		r.stopOnProbation(s)
 	case serving:
-		if !r.attempt.underWay() {
-			r.stopCommitted()
-			return
-		}
-		r.stopAttempt() // its successor died on probation, and is still ending
+		r.stopCommitted()
 	case upgrading:
 		r.stopAttempt()
 	case probation:

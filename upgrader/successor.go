@@ -31,10 +31,21 @@ func (s *successor) dead() bool {
 	}
 }
 
+// reaped waits until the kernel has ended a successor that was killed.
+func (s *successor) reaped() {
+	s.ignore()
+	select {
+	case <-s.exited:
+	case <-time.After(killTimeout): // it hangs in the kernel: nothing can be done
+	}
+	_ = s.Close()
+}
+
 // outlive watches a successor that was rolled back while it was alive. It has
 // clients, so it may drain for limit like any other generation, and a little
 // longer; but one that does not even acknowledge the abort hangs, and is ended.
 func (s *successor) outlive(limit time.Duration) {
+	defer s.Close() //nolint:errcheck // nothing more is said
 	select {
 	case <-s.acknowledged():
 	case <-s.exited:
@@ -44,9 +55,11 @@ func (s *successor) outlive(limit time.Duration) {
 		s.killAfter(exitTimeout)
 		return
 	}
-	if limit > 0 { // else it may drain for ever
-		s.killAfter(limit + hurryTimeout)
+	if limit < 0 { // it may drain for ever
+		<-s.exited
+		return
 	}
+	s.killAfter(limit + hurryTimeout)
 }
 
 // killAfter ends a process that does not end by itself.
@@ -71,6 +84,7 @@ func (s *successor) acknowledged() <-chan struct{} {
 		close(heard)
 		for range s.inbox { //nolint:revive // the rest is of no interest
 		}
+		_ = s.Close() // nothing more will be said
 	}()
 	return heard
 }

@@ -2,6 +2,7 @@ package load
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -46,7 +47,8 @@ func parseTarget(s string) (target, error) {
 type conn struct {
 	net.Conn
 	responses *bufio.Reader
-	got       int64 // bytes of the current response
+	got       int   // bytes of the current response
+	broken    error // why there are no more
 	unwatch   func() bool
 }
 
@@ -77,14 +79,15 @@ func (t target) dial(ctx context.Context, limit time.Duration) (*conn, error) {
 // nothing about the requests on it.
 func (c *conn) close() {
 	c.unwatch()
-	_ = c.Conn.Close()
+	_ = c.Close()
 }
 
 // Read counts what arrives: a response that ends before its first byte is
 // another failure than one that is truncated.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	c.got += int64(n)
+	c.got += n
+	c.broken = err
 	return n, err
 }
 
@@ -96,7 +99,7 @@ func (c *conn) exchange(r request, limit time.Duration) (keep bool, err error) {
 	if n := c.responses.Buffered(); n > 0 {
 		return false, bodyError(fmt.Sprintf("%d bytes before the request", n))
 	}
-	c.got = 0
+	c.got, c.broken = 0, nil
 	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
 		return false, &phaseError{phase: "write", err: err}
 	}
@@ -113,7 +116,8 @@ func (c *conn) exchange(r request, limit time.Duration) (keep bool, err error) {
 func (c *conn) receive(r request) (keep bool, err error) {
 	resp, err := http.ReadResponse(c.responses, nil)
 	if err != nil {
-		return false, err
+		// Half a header line is malformed too; what counts is why it is half.
+		return false, cmp.Or(c.broken, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

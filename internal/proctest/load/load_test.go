@@ -10,44 +10,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 )
-
-// right answers every request as it must be answered.
-func right() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "pid=7 generation=3 version=v1")
-	})
-	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		w.Write(body)
-	})
-	mux.HandleFunc("GET /slow", func(w http.ResponseWriter, r *http.Request) {
-		time.Sleep(hold(r))
-		fmt.Fprintf(w, "slow ms=%s\n", r.FormValue("ms"))
-	})
-	mux.HandleFunc("GET /stream", func(w http.ResponseWriter, r *http.Request) {
-		for i := range int(hold(r) / streamPace) {
-			fmt.Fprintf(w, "line %d\n", i+1)
-			w.(http.Flusher).Flush()
-			time.Sleep(streamPace)
-		}
-		fmt.Fprintln(w, "end")
-	})
-	return mux
-}
-
-func hold(r *http.Request) time.Duration {
-	ms, _ := strconv.Atoi(r.FormValue("ms"))
-	return time.Duration(ms) * time.Millisecond
-}
 
 // each is one client of each kind.
 func each() map[Kind]int {
@@ -83,14 +53,14 @@ func TestNothingFailsAgainstARightServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	onUnix := httptest.NewUnstartedServer(right())
+	onUnix := httptest.NewUnstartedServer(Handler(3, "v1"))
 	onUnix.Listener.Close()
 	onUnix.Listener = unix
 	onUnix.Start()
 	defer onUnix.Close()
-	plain := httptest.NewServer(right())
+	plain := httptest.NewServer(Handler(3, "v1"))
 	defer plain.Close()
-	secure := httptest.NewTLSServer(right())
+	secure := httptest.NewTLSServer(Handler(3, "v1"))
 	defer secure.Close()
 
 	for name, target := range map[string]string{
@@ -117,7 +87,7 @@ func TestNothingFailsAgainstARightServer(t *testing.T) {
 			if got := r.Total.Around.N; got == 0 || got+r.Total.Steady.N != 200 {
 				t.Errorf("latency of %d around the mark and %d others", got, r.Total.Steady.N)
 			}
-			if len(r.Processes) != 1 || r.Processes[0].PID != 7 || r.Processes[0].Generation != 3 || r.Processes[0].Version != "v1" {
+			if len(r.Processes) != 1 || r.Processes[0].PID != os.Getpid() || r.Processes[0].Generation != 3 || r.Processes[0].Version != "v1" {
 				t.Errorf("processes %+v", r.Processes)
 			}
 		})
@@ -166,11 +136,15 @@ func say(text string) func(net.Conn) {
 	return func(c net.Conn) { io.WriteString(c, text) }
 }
 
+// answer is right for GET /.
+const answer = "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\npid=7 generation=3 version=v1\n"
+
 func reset(c net.Conn) { c.(*net.TCPConn).SetLinger(0) } // takes effect at Close
 
+// hang lasts until the client has had enough.
+func hang(c net.Conn) { io.Copy(io.Discard, c) }
+
 func TestEachFailureIsCountedUnderItsKind(t *testing.T) {
-	hangUp := make(chan struct{})
-	t.Cleanup(func() { close(hangUp) })
 	for _, test := range []struct {
 		name   string
 		answer func(net.Conn)
@@ -189,10 +163,10 @@ func TestEachFailureIsCountedUnderItsKind(t *testing.T) {
 		{"unavailable", say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"), Status, "status 503"},
 		{"lies", say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlie\n"), Body, "4 bytes, want"},
 		{"answers nothing", say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), Body, ", want"},
-		{"hangs", func(net.Conn) { <-hangUp }, Timeout, "read: "},
+		{"hangs", hang, Timeout, "read: "},
 		{"hangs within the body", func(c net.Conn) {
 			say("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc")(c)
-			<-hangUp
+			hang(c)
 		}, Timeout, "read: "},
 		{"speaks another language", say("220 mail.example ESMTP\r\n"), Other, "malformed"},
 	} {
@@ -273,11 +247,11 @@ func TestStreamWithAWrongLineFails(t *testing.T) {
 // A response that was swapped with another client's is complete and has the
 // right length; only its bytes tell.
 func TestSwappedBodyFails(t *testing.T) {
-	var earlier atomic.Pointer[[]byte]
+	var earlier atomic.Value
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		if other := earlier.Swap(&body); other != nil && len(*other) > 0 {
-			body = bytes.Repeat(*other, len(body)/len(*other)+1)[:len(body)]
+		if other, ok := earlier.Swap(body).([]byte); ok {
+			body = bytes.Repeat(other, len(body)/len(other)+1)[:len(body)]
 		}
 		w.Write(body)
 	}))
@@ -291,30 +265,13 @@ func TestSwappedBodyFails(t *testing.T) {
 // An idle connection may be closed at any time: an attentive client notices
 // and dials again.
 func TestIdleCloseIsNoFailure(t *testing.T) {
-	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\npid=7 generation=3 version=v1.0\n"
-	closed := make(chan struct{}, 12)
-	target := clumsy(t, func(c net.Conn) {
-		say(answer)(c)
-		c.Close()
-		closed <- struct{}{}
+	l := start(t, Config{
+		Target: clumsy(t, say(answer)), Clients: map[Kind]int{Get: 4},
+		Requests: 8, Think: time.Second, // any is long against the close
 	})
-	l, err := Start(t.Context(), Config{Target: target, Clients: map[Kind]int{Get: 1}, Requests: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	finish(t, l)
-	c, err := l.target.dial(t.Context(), time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	<-closed
-	if _, err := c.exchange(l.clients[0].request(1), time.Second); err != nil {
-		t.Fatal(err)
-	}
-	<-closed
-	if c.idle(t.Context(), time.Minute) {
-		t.Error("the client does not notice that its idle connection was closed")
+	r := finish(t, l)
+	if r.Total.Failed != 0 || r.Total.Dials != 8 || r.Total.Closed < 4 {
+		t.Errorf("%d idle connections closed\n%v", r.Total.Closed, r)
 	}
 }
 
@@ -332,7 +289,6 @@ func TestConnectionCloseIsHonoured(t *testing.T) {
 
 // What a server says before it is asked would be taken for the next response.
 func TestUnaskedBytesFail(t *testing.T) {
-	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\npid=7 generation=3 version=v1\n"
 	target := clumsy(t, func(c net.Conn) {
 		say(answer + answer)(c)
 		readRequest(bufio.NewReader(c))
@@ -367,7 +323,7 @@ func TestCrashExcusesOnlyWhatItCut(t *testing.T) {
 }
 
 func TestOwnShutdownIsNoFailure(t *testing.T) {
-	s := httptest.NewServer(right())
+	s := httptest.NewServer(Handler(3, "v1"))
 	defer s.Close()
 
 	t.Run("Stop finishes what is in flight", func(t *testing.T) {

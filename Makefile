@@ -1,0 +1,60 @@
+# Every target installs what it needs: Debian packages through scripts/setup.sh
+# where they are missing, Go modules through go itself.
+
+GO        ?= go
+GOLANGCI  ?= v2.15.0
+PARALLEL  ?= 8
+FUZZTIME  ?= 20s
+COUNT     ?= 1
+
+# Process tests wait far more than they compute.
+TESTFLAGS ?= -race -shuffle=on -count=$(COUNT) -parallel $(PARALLEL) -timeout 25m
+
+.PHONY: help demo test race soak lint fuzz bench cover cross setup
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: ## the main job: upgrades under load, prints what was lost
+	scripts/demo.sh
+
+test: setup ## all tests, as CI runs them
+	$(GO) test $(TESTFLAGS) ./...
+
+race: setup ## what touches processes, 20 times over
+	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m ./upgrader/ ./httpgrace/ .
+
+soak: setup ## 1,000 upgrades and 1,000 failed ones
+	HANDOVER_SOAK=1000 $(GO) test -count=1 -timeout 60m -run 'Soak' -v ./upgrader/
+
+lint: setup bin/golangci-lint-$(GOLANGCI) ## golangci-lint, shellcheck, tidy
+	bin/golangci-lint-$(GOLANGCI) run ./...
+	shellcheck scripts/*.sh .ci/run
+	$(GO) mod tidy -diff
+
+bin/golangci-lint-$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI): some minutes, once"
+	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv bin/golangci-lint $@
+
+fuzz: ## each fuzz target for FUZZTIME
+	@grep -rnoE --include='*_test.go' 'func Fuzz[A-Za-z]+' . | sed -E 's/^(.*)\/[^/]*:[0-9]+:func (.*)/\1 \2/' | \
+	while read -r dir target; do \
+		echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; \
+	done
+
+bench: ## the figures of docs/benchmarks.md
+	$(GO) test -run '^$$' -bench . -benchmem ./upgrader/ ./httpgrace/
+	scripts/bench.sh
+
+cover: setup ## coverage of the unit tests
+	$(GO) test -coverprofile=cover.out -coverpkg=./upgrader/...,./httpgrace/...,./internal/wire/...,./internal/fd/... ./...
+	$(GO) tool cover -func=cover.out | tail -1
+
+cross: ## vet and build for the other systems
+	for os in darwin freebsd openbsd netbsd windows; do \
+		echo "vet $$os"; GOOS=$$os CGO_ENABLED=0 $(GO) vet ./... || exit 1; \
+	done
+
+setup:
+	@scripts/setup.sh

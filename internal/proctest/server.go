@@ -1,0 +1,335 @@
+//go:build unix
+
+package proctest
+
+import (
+	"bufio"
+	"crypto/rand"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience is the limit of everything that is waited for.
+const patience = 30 * time.Second
+
+// Server is a running cmd/demo, or a program with the same flags, with all its
+// generations. Its methods fail the test rather than return an error, so they
+// are for the test's own goroutine.
+type Server struct {
+	Path    string // of the binary; replace it to upgrade to another one
+	PIDFile string
+	First   *os.Process
+
+	t      testing.TB
+	token  string // in the environment of all generations
+	code   int    // of the first process, after exited
+	exited chan struct{}
+	gone   chan struct{} // closed when no process has the log open any more
+
+	mu     sync.Mutex
+	events []Event
+	more   chan struct{} // closed and replaced at each event
+}
+
+// Start is Spawn, and waits until the first process serves.
+func Start(t testing.TB, path string, args ...string) *Server {
+	t.Helper()
+	s := Spawn(t, path, args...)
+	s.Wait(Reached(1, "serving"))
+	return s
+}
+
+// Spawn starts the binary at path. Where args do not say otherwise it listens
+// on a free port of the loopback interface and has a pidfile of its own. The
+// log of all generations is read, and printed if the test fails. At the end of
+// the test the server is stopped; a process that survives that is killed, and
+// the test fails.
+func Spawn(t testing.TB, path string, args ...string) *Server {
+	t.Helper()
+	s := &Server{
+		Path: path, t: t, token: "PROCTEST=" + rand.Text(),
+		exited: make(chan struct{}), gone: make(chan struct{}), more: make(chan struct{}),
+	}
+	if i := slices.Index(args, "-pidfile"); i >= 0 {
+		s.PIDFile = args[i+1]
+	} else {
+		s.PIDFile = filepath.Join(t.TempDir(), "app.pid")
+		args = append([]string{"-pidfile", s.PIDFile}, args...)
+	}
+	if !slices.Contains(args, "-listen") && !slices.Contains(args, "-tls") {
+		args = append([]string{"-listen", "127.0.0.1:0"}, args...)
+	}
+	cmd := exec.Command(path, append([]string{"-log", "json"}, args...)...)
+	cmd.Env = append(os.Environ(), s.token)
+	// A pipe of our own: exec's would be read to its end by Wait, which is when
+	// the last generation has ended and not the first.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	err = cmd.Start()
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(errors.Join(err, r.Close()))
+	}
+	s.First = cmd.Process
+	go s.read(r)
+	go func() {
+		defer close(s.exited)
+		_ = cmd.Wait() // the code says it
+		s.code = cmd.ProcessState.ExitCode()
+	}()
+	t.Cleanup(s.end)
+	return s
+}
+
+// read ends when no process has the pipe open any more.
+func (s *Server) read(r io.ReadCloser) {
+	defer close(s.gone)
+	defer r.Close()
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		s.add(parseEvent(lines.Text()))
+	}
+}
+
+func (s *Server) add(e Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.after = len(s.events) + 1
+	s.events = append(s.events, e)
+	close(s.more)
+	s.more = make(chan struct{})
+}
+
+// since returns the events but the first n, and what is closed at the next one.
+func (s *Server) since(n int) ([]Event, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.events[n:], s.more
+}
+
+// Wait returns the first event that matches, from the beginning of the log on.
+func (s *Server) Wait(m Match) Event {
+	s.t.Helper()
+	return s.After(Event{}, m)
+}
+
+// After returns the first event after e that matches.
+func (s *Server) After(e Event, m Match) Event {
+	s.t.Helper()
+	limit := time.After(patience)
+	seen, over := e.after, false
+	for {
+		events, more := s.since(seen)
+		if i := slices.IndexFunc(events, m.Is); i >= 0 {
+			return events[i]
+		}
+		seen += len(events)
+		if over {
+			s.t.Fatalf("every process has ended before %s", m.Name)
+		}
+		select {
+		case <-more:
+		case <-s.gone:
+			over = true // one more look
+		case <-limit:
+			s.t.Fatalf("not in %v: %s", patience, m.Name)
+		}
+	}
+}
+
+// Now is the latest event, for After.
+func (s *Server) Now() Event {
+	events, _ := s.since(0)
+	return Event{after: len(events)}
+}
+
+// Events returns all events until now.
+func (s *Server) Events() []Event {
+	events, _ := s.since(0)
+	return slices.Clone(events)
+}
+
+// Addr returns the address of the socket of this name: http-0, tls…
+func (s *Server) Addr(name string) string {
+	s.t.Helper()
+	e := s.Wait(Logged("listening"))
+	addr, ok := e.Fields[name].(string)
+	if !ok {
+		s.t.Fatalf("no socket %q in %s", name, e.Line)
+	}
+	return addr
+}
+
+// Target returns the address of the socket of this name as the load package
+// wants it.
+func (s *Server) Target(name string) string {
+	s.t.Helper()
+	addr := s.Addr(name)
+	switch {
+	case strings.Contains(addr, "/"):
+		return "unix:" + addr
+	case name == "tls":
+		return "https://" + addr
+	}
+	return "http://" + addr
+}
+
+// PID returns the pid in the pidfile.
+func (s *Server) PID() int {
+	s.t.Helper()
+	text, err := os.ReadFile(s.PIDFile)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		s.t.Fatalf("pidfile: %v", err)
+	}
+	return pid
+}
+
+// Signal sends sig to one of the server's processes.
+func (s *Server) Signal(pid int, sig syscall.Signal) {
+	s.t.Helper()
+	if err := syscall.Kill(pid, sig); err != nil {
+		s.t.Fatalf("kill %d: %v", pid, err)
+	}
+}
+
+// Replace puts a copy of binary in the place of the server's, by rename, as a
+// deploy does.
+func (s *Server) Replace(binary string) {
+	s.t.Helper()
+	next := s.Path + ".next"
+	content, err := os.ReadFile(binary)
+	if err == nil {
+		err = os.WriteFile(next, content, 0o755)
+	}
+	if err == nil {
+		err = os.Rename(next, s.Path)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Upgrade signals the process that the pidfile names and waits until another
+// one is confirmed. It fails the test if the upgrade fails.
+func (s *Server) Upgrade() (pid int) {
+	s.t.Helper()
+	verdict := s.TryUpgrade()
+	if verdict.To != "draining" {
+		s.t.Fatalf("the upgrade failed: %s", verdict.Line)
+	}
+	pid = s.PID()
+	s.Wait(Changed(pid, "serving")) // it takes the next signal
+	return pid
+}
+
+// TryUpgrade signals the process that the pidfile names, and returns its
+// verdict: a change of its state to draining, to serving or to stopped.
+func (s *Server) TryUpgrade() Event {
+	s.t.Helper()
+	pid, now := s.PID(), s.Now()
+	s.Signal(pid, syscall.SIGUSR1)
+	return s.After(now, Changed(pid, "draining", "serving", "stopped"))
+}
+
+// Stop asks the process that the pidfile names to stop, and waits until no
+// process of the server is left.
+func (s *Server) Stop() {
+	s.t.Helper()
+	s.Signal(s.PID(), syscall.SIGTERM)
+	s.WaitGone()
+}
+
+// WaitGone returns when every process of the server has ended.
+func (s *Server) WaitGone() {
+	s.t.Helper()
+	select {
+	case <-s.gone:
+	case <-time.After(patience):
+		s.t.Fatalf("not gone in %v: %v", patience, s.processes())
+	}
+}
+
+// ExitCode waits for the first process to end; -1 stands for a signal.
+func (s *Server) ExitCode() int {
+	s.t.Helper()
+	select {
+	case <-s.exited:
+	case <-time.After(patience):
+		s.t.Fatalf("the first process, %d, has not ended in %v", s.First.Pid, patience)
+	}
+	return s.code
+}
+
+// end leaves nothing behind. It is polite first, and in a hurry soon.
+func (s *Server) end() {
+	for _, limit := range []time.Duration{2 * time.Second, 8 * time.Second} {
+		if s.over(limit) {
+			break
+		}
+	}
+	for _, pid := range s.processes() {
+		s.t.Errorf("process %d is left: killed", pid)
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
+	}
+	<-s.exited
+	if !s.t.Failed() {
+		return
+	}
+	for _, e := range s.Events() {
+		s.t.Log(e.Line)
+	}
+}
+
+// over asks every process to stop, which for a draining one means to hurry.
+func (s *Server) over(limit time.Duration) bool {
+	for _, pid := range s.processes() {
+		_ = syscall.Kill(pid, syscall.SIGTERM) // it may just have ended
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+	}
+	select {
+	case <-s.gone:
+		return true
+	case <-time.After(limit):
+		return false
+	}
+}
+
+// processes returns what is alive of the server, logged or not: whatever has
+// the token in its environment. Without /proc it is whatever has logged its pid.
+func (s *Server) processes() []int {
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		env, err := os.ReadFile(filepath.Join(dir, "environ"))
+		if err == nil && slices.Contains(strings.Split(string(env), "\x00"), s.token) {
+			pid, _ := strconv.Atoi(filepath.Base(dir)) // digits
+			pids = append(pids, pid)
+		}
+	}
+	if len(dirs) > 0 {
+		return pids
+	}
+	for _, e := range s.Events() {
+		if e.PID != 0 && !slices.Contains(pids, e.PID) && syscall.Kill(e.PID, 0) == nil {
+			pids = append(pids, e.PID)
+		}
+	}
+	return pids
+}

@@ -1,0 +1,78 @@
+// Package upgrader lets a running server replace itself with the binary that
+// now lies on disk, and nobody who is connected to it notices.
+//
+// A program makes an Upgrader first, opens its sockets through it, says when it
+// is ready, and drains when it is told:
+//
+//	u, err := upgrader.New(upgrader.Options{PIDFile: "/run/app.pid"})
+//	ln, err := u.Listen(ctx, "http", "tcp", ":8080")
+//	err = u.HandleSignals(ctx, upgrader.Signals{})
+//	go serve(ln)
+//	err = u.Ready()
+//	<-u.Done()
+//	// finish what is under way, until u.Hurry() at the latest, and exit
+//
+// An operator puts the new binary in place with rename(2) and sends SIGUSR1 to
+// the process that the pidfile names. That process starts the new one with its
+// listening sockets as inherited descriptors, waits until it is ready, makes it
+// the server, watches it for a while, and drains.
+//
+// # Lifecycle
+//
+//	old process (predecessor)              new process (successor)
+//	─────────────────────────              ───────────────────────
+//	serving
+//	│ SIGUSR1: prepare, fork, exec ──────▶ New: hello
+//	upgrading       manifest ────────────▶ Listen, warm up
+//	│                                      Ready: ready, and wait
+//	│ pidfile renamed, commit ───────────▶ gate opens
+//	│ gate closes  ◀──────────── serving   on probation
+//	probation                              │
+//	│ 5 s without a fault: confirm ──────▶ serving
+//	Done is closed: drain, exit
+//
+// Whatever goes wrong before confirm, the old process serves on, or serves
+// again: its sockets were open all the time, so connections waited in the
+// kernel's queue and none was refused. If the old process dies, at any moment,
+// the new one takes over by itself. The whole state machine is in state.go.
+//
+// # Words
+//
+//	old, new process       the one that runs now, and the one that is taking over; seen from
+//	                       inside: predecessor and successor. They need not be parent and child
+//	generation             a number: 1 for the first process, +1 for each successor
+//	socket                 a listening socket or packet connection with a name, which can be
+//	                       handed over
+//	inherit                to receive a socket from the predecessor, by name
+//	handover channel       one connected unix stream socket between predecessor and successor;
+//	                       its closing is how each learns of the other's death
+//	ready                  the successor says: I could serve
+//	commit                 the predecessor says: you are the server now
+//	gate                   what stands before Accept in both processes: closed in the successor
+//	                       until commit, closed in the predecessor after it
+//	probation              the time after commit in which the predecessor still holds its sockets
+//	                       and takes the service back if the successor dies
+//	confirm                the end of probation: there is no way back
+//	drain                  to finish work in flight after Done is closed
+//	hand a connection over to give an established, idle connection to the successor, whose Accept
+//	                       returns it
+//	hurry                  a drain is to be cut short
+//
+// # Invariants
+//
+//   - At any moment at most one process is committed, and the pidfile names it.
+//   - For an instant at commit both processes accept; at no instant does nobody.
+//   - Upgrade returns nil ⇒ the successor is confirmed ⇒ Done is closed ⇒ Err is set.
+//   - Every wait has a limit, and its end has one consequence, which the
+//     documentation of what waits names.
+//   - Nothing leaks into a subprocess: descriptors are close-on-exec, and New
+//     unsets the variables.
+//   - The library never exits the process, keeps no package state and starts
+//     nothing that outlives its Upgrader, but for the successor.
+//
+// # Platforms
+//
+// Linux is complete. On macOS and the BSDs a successor recognises its
+// predecessor by getppid(2), and what a hung process has still said may be
+// lost. On Windows the server runs and Upgrade returns ErrNotSupported.
+package upgrader
