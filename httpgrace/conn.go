@@ -1,0 +1,279 @@
+package httpgrace
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// What is known of a connection, in one word: its http.ConnState in the lowest
+// bits, and these.
+const (
+	stateMask = 1<<3 - 1
+
+	quiet        = 1 << (iota + 2) // nothing of the next request has been delivered
+	encrypted                      // net/http runs TLS above it
+	ahead                          // encrypted, and something came after the request
+	ended                          // nothing more comes from the client
+	parting                        // half-closed by the drain, lingering or closed
+	diverted                       // left http1 for http2
+	closeBegan                     // Close was called
+	socketClosed                   // the socket is closed
+	served                         // net/http is through with it: StateClosed
+	cut                            // closed at the drain's limit
+	isForeign                      // not wrapped: a *tls.Conn of another's making
+)
+
+// A conn stands between net/http and a connection. It knows from net/http's
+// ConnState, reads and deadlines whether the connection is at rest, which is
+// when the drain may close it. The goroutine that reads decides what happens;
+// others only stir it.
+type conn struct {
+	net.Conn
+	s     *Server
+	face  net.Conn // what net/http and the hooks see: conn, a wrapper, or *tls.Conn above it
+	ctx   connContext
+	base  context.Context // of its requests: ctx and what the caller's ConnContext made of it
+	flags atomic.Uint32
+	dl    deadline
+	http2 atomic.Pointer[http2Conn] // set when it turns out to be HTTP/2
+	got   atomic.Int64              // bytes read since net/http's buffer was empty
+
+	// Of the one goroutine that reads and calls the handler.
+	largest int       // the largest Read asked for between two requests
+	since   time.Time // at rest since, as far as the drain has seen it
+	used    int64     // of got, by requests of a drain
+	begun   bool      // something was delivered, ever
+	looked  bool      // the last look at the socket is being taken
+}
+
+func (c *conn) init(s *Server, nc, face net.Conn) {
+	c.Conn, c.s, c.face = nc, s, face
+	c.flags.Store(quiet) // and StateNew, which is 0
+}
+
+// NetConn returns the connection as the listener returned it. Reading from it,
+// or closing it, goes unnoticed by the drain.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
+func (c *conn) has(flag uint32) bool { return c.flags.Load()&flag != 0 }
+
+func (c *conn) change(drop, set uint32) {
+	for {
+		old := c.flags.Load()
+		if c.flags.CompareAndSwap(old, old&^drop|set) {
+			return
+		}
+	}
+}
+
+func (c *conn) state() http.ConnState { return http.ConnState(c.flags.Load() & stateMask) }
+
+// enter follows net/http's ConnState hook.
+func (c *conn) enter(nc net.Conn, state http.ConnState) {
+	drop := uint32(stateMask)
+	set := uint32(state)
+	switch state {
+	case http.StateNew:
+		if _, ok := nc.(*tls.Conn); ok {
+			c.face = nc
+			set |= encrypted
+		}
+	case http.StateIdle:
+		if c.http2.Load() == nil {
+			c.dl.reset()
+			set |= quiet
+		}
+	case http.StateHijacked:
+		drop |= quiet
+		defer c.release()
+	default:
+		drop |= quiet
+	}
+	c.change(drop, set)
+}
+
+// release ends the drain's hold on the deadline.
+func (c *conn) release() {
+	if !c.has(isForeign) {
+		c.dl.release(c.Conn)
+	}
+}
+
+// Read reads, and during a drain closes the connection where it may. What is
+// hijacked belongs to the hijacker.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.state() == http.StateHijacked {
+		return c.Conn.Read(p)
+	}
+	first := !c.begun
+	n, err := c.read(p)
+	if first && n > 0 && c.s.h2c {
+		return c.sniff(p, n, err)
+	}
+	return n, err
+}
+
+func (c *conn) read(p []byte) (int, error) {
+	if c.has(quiet) { // not for a body, which bypasses the buffer
+		c.largest = max(c.largest, len(p))
+		c.begin(len(p))
+	}
+	for {
+		if c.s.draining.Load() && c.leave(len(p)) {
+			return 0, io.EOF
+		}
+		n, err := c.Conn.Read(p)
+		if n > 0 {
+			c.deliver(n)
+			return n, err
+		}
+		if err != nil && c.dl.ours(c.Conn, err) {
+			continue
+		}
+		if err != nil && !isTimeout(err) {
+			c.change(0, ended)
+		}
+		return n, err
+	}
+}
+
+// deliver notes that n bytes go to net/http.
+func (c *conn) deliver(n int) {
+	c.begun = true
+	c.got.Add(int64(n))
+	switch st := c.flags.Load(); {
+	case st&quiet != 0 && !shaking(st):
+		c.change(quiet, 0)
+	case st&encrypted != 0 && http.ConnState(st&stateMask) == http.StateActive:
+		c.change(0, ahead)
+	}
+	if c.s.draining.Load() {
+		c.since, c.looked = time.Time{}, false
+		c.dl.limit(c.Conn, time.Time{})
+	}
+}
+
+// shaking reports whether the bytes that arrive may still belong to a TLS
+// handshake: then they do not tell a request that has begun from one that has
+// not, and only silence does.
+func shaking(flags uint32) bool {
+	return flags&encrypted != 0 && http.ConnState(flags&stateMask) == http.StateNew
+}
+
+// SetReadDeadline sets the deadline that Read observes beside the drain's own.
+//
+// When net/http has read a whole request, it removes the deadline and begins to
+// read ahead. It removes it once more if it has to interrupt that.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	before, err := c.dl.ask(c.Conn, t)
+	if t.IsZero() && !before.Equal(longAgo) && c.has(ahead) && c.state() == http.StateActive {
+		c.change(ahead, 0)
+	}
+	return err
+}
+
+// SetDeadline sets the deadlines of Read and Write.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// CloseWrite shuts down the writing side, if the connection can do that.
+func (c *conn) CloseWrite() error {
+	if h, ok := c.Conn.(closeWriter); ok {
+		return h.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+type closeWriter interface{ CloseWrite() error }
+
+// Close closes the connection. During a drain it returns at once and lingers
+// first, as a close with unread bytes would be a reset, which destroys the end of
+// the response if it has not arrived.
+func (c *conn) Close() error {
+	if c.has(diverted) {
+		return nil // http1 lets go of what http2 has taken
+	}
+	return c.close()
+}
+
+func (c *conn) close() error {
+	if c.flags.Or(closeBegan)&closeBegan != 0 {
+		return net.ErrClosed
+	}
+	if c.lingers() && c.CloseWrite() == nil {
+		c.change(0, parting)
+		go func() { // ends within lingerTimeout
+			c.linger()
+			_ = c.Conn.Close() // nobody is left to be told
+			c.leaves(socketClosed)
+		}()
+		return nil
+	}
+	err := c.Conn.Close()
+	c.leaves(socketClosed)
+	return err
+}
+
+func (c *conn) lingers() bool {
+	return c.s.draining.Load() && !c.has(ended|parting|cut) &&
+		c.state() != http.StateHijacked && c.http2.Load() == nil
+}
+
+// leaves notes that the socket is closed, or that net/http is through. The
+// server forgets the connection when both are true; who has hijacked a
+// connection is through with it when it is closed.
+func (c *conn) leaves(flag uint32) {
+	c.change(0, flag)
+	st := c.flags.Load()
+	if st&socketClosed != 0 && (st&served != 0 || http.ConnState(st&stateMask) == http.StateHijacked) {
+		c.s.forget(c)
+	}
+}
+
+// A tcpConn keeps the ways in which net/http and io.Copy spare a copy.
+type tcpConn struct {
+	conn
+	tcp *net.TCPConn
+}
+
+// ReadFrom is what makes net/http use sendfile.
+func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.tcp.ReadFrom(r) }
+
+// A stater is a connection that is encrypted already; net/http asks it for
+// [http.Request.TLS].
+type stater interface {
+	net.Conn
+	ConnectionState() tls.ConnectionState
+}
+
+type stateConn struct {
+	conn
+	stater stater
+}
+
+func (c *stateConn) ConnectionState() tls.ConnectionState { return c.stater.ConnectionState() }
+
+// A connContext finds the way from a request to its connection.
+type connContext struct {
+	context.Context
+	c *conn
+}
+
+type connKey struct{}
+
+func (ctx *connContext) Value(key any) any {
+	switch key {
+	case connKey{}:
+		return ctx.c
+	case http.ServerContextKey:
+		return ctx.c.s.Server
+	}
+	return ctx.Context.Value(key)
+}
