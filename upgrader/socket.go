@@ -1,0 +1,134 @@
+package upgrader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"github.com/go-handover/handover/internal/fd"
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// The kinds of a socket on the wire.
+const (
+	kindListener = "listener"
+	kindPacket   = "packet"
+	kindFile     = "file"
+)
+
+// socket is one listening socket, packet connection or file with a name.
+type socket struct {
+	wire.Socket
+	conn   syscall.Conn // what is duplicated for the successor; nil while it is unclaimed
+	gate   *gate        // nil for a file
+	parked *os.File     // inherited or added, and not yet claimed by the program
+
+	inherited bool // as opposed to added: closed if nobody claims it
+}
+
+// unlink removes the path of a unix socket, if it still is the file that was
+// bound: a successor, or a stranger, may have bound another one since.
+func (s *socket) unlink() error {
+	if s.Ino == 0 {
+		return nil
+	}
+	fi, err := os.Lstat(s.Address)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if dev, ino := fd.Identity(fi); dev != s.Dev || ino != s.Ino {
+		return nil
+	}
+	return os.Remove(s.Address)
+}
+
+func (s *socket) describe() string {
+	if s.Kind == kindFile {
+		return fmt.Sprintf("%q (file)", s.Name)
+	}
+	return fmt.Sprintf("%q (%s %s)", s.Name, s.Network, s.Address)
+}
+
+// bound remembers the identity of a unix socket's path, and the path itself so
+// that it can be found after a chdir.
+func (s *socket) bound(addr net.Addr) {
+	ua, ok := addr.(*net.UnixAddr)
+	if !ok || ua.Name == "" || ua.Name[0] == '@' {
+		return
+	}
+	if path, err := filepath.Abs(ua.Name); err == nil {
+		s.Address = path
+	}
+	if fi, err := os.Lstat(s.Address); err == nil {
+		s.Dev, s.Ino = fd.Identity(fi)
+	}
+}
+
+// matches reports that the parked socket is what the caller asks for.
+func (s *socket) matches(ctx context.Context, kind, network, address string) bool {
+	if s.Kind != "" && (s.Kind != kind || s.Network != network) {
+		return false
+	}
+	if s.Kind != "" && s.Requested == address {
+		return true
+	}
+	return sameAddress(ctx, s.parkedAddr(), network, address)
+}
+
+// parkedAddr returns what the descriptor is bound to: a manifest is not asked
+// for what the kernel knows.
+func (s *socket) parkedAddr() net.Addr {
+	if ln, err := net.FileListener(s.parked); err == nil {
+		defer ln.Close() //nolint:errcheck // a duplicate
+		if ul, ok := ln.(*net.UnixListener); ok {
+			ul.SetUnlinkOnClose(false)
+		}
+		return ln.Addr()
+	}
+	if pc, err := net.FilePacketConn(s.parked); err == nil {
+		defer pc.Close() //nolint:errcheck // a duplicate
+		return pc.LocalAddr()
+	}
+	return nil
+}
+
+// sameAddress reports that address, resolved, names what bound is.
+func sameAddress(ctx context.Context, bound net.Addr, network, address string) bool {
+	switch b := bound.(type) {
+	case *net.TCPAddr:
+		return sameHostPort(ctx, b.IP, b.Port, network, address)
+	case *net.UDPAddr:
+		return sameHostPort(ctx, b.IP, b.Port, network, address)
+	case *net.UnixAddr:
+		return b.Net == network && b.Name == address
+	}
+	return false
+}
+
+func sameHostPort(ctx context.Context, ip net.IP, port int, network, address string) bool {
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	want, err := net.DefaultResolver.LookupPort(ctx, network, service)
+	if err != nil || want != 0 && want != port {
+		return false
+	}
+	if host == "" {
+		return ip.IsUnspecified()
+	}
+	ips, err := net.DefaultResolver.LookupIP(ctx, "ip", host)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(ips, ip.Equal)
+}
