@@ -168,7 +168,7 @@ func TestUpgradesWhileOlderGenerationsDrain(t *testing.T) {
 	for range 3 {
 		// The request is in the server's hands once its first line is here.
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-		resp, err := client.Get(target + "/stream?ms=30000")
+		resp, err := client.Get(target + "/stream?ms=30000") //nolint:bodyclose // the goroutine below does
 		if err != nil {
 			t.Fatal(err)
 		}

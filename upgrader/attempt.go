@@ -269,7 +269,7 @@ func (r *run) confirm() {
 	if a.dead() || !r.tell(wire.Confirm{}) {
 		return // its end is in the channel
 	}
-	r.Upgrader.successor.Store(a.peer)
+	r.successor.Store(a.peer)
 	r.handOn(timeUp, ErrUpgraded)
 	a.answer(nil)
 	r.attempt = &attempt{}
@@ -290,7 +290,7 @@ func (r *run) heirSaid(m wire.Message, ok bool) {
 	if !ok {
 		_ = r.heir.Close() // its end is all that was left of it
 		r.heir = nil
-		r.Upgrader.successor.Store(nil)
+		r.successor.Store(nil)
 		return
 	}
 	if m, isHurry := m.(wire.Hurry); isHurry {
@@ -400,11 +400,12 @@ func (r *run) successorGone() {
 
 // stopBoth: somebody stops the service, here or by way of the successor.
 func (r *run) stopBoth() {
-	switch r.state {
-	case upgrading:
+	if r.state == upgrading {
 		r.attempt.stopAfter = true
 		r.fail(ErrStopped)
-	case probation:
+		return
+	}
+	if r.state == probation {
 		a := r.attempt
 		r.handOn(stopAsked, ErrStopped)
 		a.answer(ErrStopped)

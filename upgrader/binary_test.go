@@ -13,16 +13,16 @@ import (
 	"testing"
 )
 
-// install puts a file, or what make makes, in the place of the binary by rename.
-func (s *service) install(make func(path string) error) {
+// install lets put make a file, and moves it in the place of the binary by rename.
+func (s *service) install(put func(path string) error) {
 	s.t.Helper()
 	tmp := s.config.Exe + ".new"
 	_ = os.RemoveAll(tmp)
-	if make == nil {
+	if put == nil {
 		_ = os.RemoveAll(s.config.Exe)
 		return
 	}
-	if err := make(tmp); err != nil {
+	if err := put(tmp); err != nil {
 		s.t.Fatal(err)
 	}
 	if fi, err := os.Lstat(s.config.Exe); err == nil && fi.IsDir() {
@@ -71,6 +71,7 @@ func part(size int, edit func([]byte)) func(string) error {
 // TestBadBinaryCostsNothing: whatever lies in the place of the binary, the old
 // process serves on, says what it found, and the next good upgrade works.
 func TestBadBinaryCostsNothing(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		make  func(string) error
 		phase Phase
@@ -205,6 +206,7 @@ func (s *service) runs(want string) {
 // TestRightBinaryRuns: the successor is what lies now at the path by which the
 // first process was invoked, however that was.
 func TestRightBinaryRuns(t *testing.T) {
+	t.Parallel()
 	upgrade := func(t *testing.T, s *service) {
 		t.Helper()
 		if !s.upgrade() {

@@ -52,7 +52,7 @@ func (u *Upgrader) adopt(p *peer, m wire.Connection, files []*os.File) {
 
 // passOn gives the connection m to the next generation, and p its answer.
 func (p *peer) passOn(next *peer, m wire.Connection, c net.Conn) {
-	defer c.Close() //nolint:errcheck // a duplicate
+	defer c.Close() // a duplicate
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		p.refuse(m, fmt.Errorf("%T has no descriptor", c))

@@ -178,11 +178,10 @@ func build() string {
 	if !ok {
 		return ""
 	}
-	version := info.Main.Version
 	for _, s := range info.Settings {
 		if s.Key == "vcs.revision" {
-			version += " " + s.Value
+			return info.Main.Version + " " + s.Value
 		}
 	}
-	return version
+	return info.Main.Version
 }

@@ -103,7 +103,7 @@ func (u *Upgrader) bind(ctx context.Context, network, address string) (stream, e
 	if lc == nil {
 		lc = &net.ListenConfig{}
 	}
-	ln, err := unlessStale(network, address, func() (net.Listener, error) { return lc.Listen(ctx, network, address) })
+	ln, err := unlessStale(ctx, network, address, func() (net.Listener, error) { return lc.Listen(ctx, network, address) })
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +185,7 @@ func (u *Upgrader) bindPacket(ctx context.Context, network, address string) (dat
 	if lc == nil {
 		lc = &net.ListenConfig{}
 	}
-	pc, err := unlessStale(network, address, func() (net.PacketConn, error) { return lc.ListenPacket(ctx, network, address) })
+	pc, err := unlessStale(ctx, network, address, func() (net.PacketConn, error) { return lc.ListenPacket(ctx, network, address) })
 	if err != nil {
 		return nil, err
 	}
@@ -256,9 +256,9 @@ func (u *Upgrader) File(name string) (*os.File, error) {
 
 // unlessStale opens a socket. A unix path that a killed process has left
 // behind is removed first: nobody listens there, and nothing else removes it.
-func unlessStale[T any](network, path string, open func() (T, error)) (T, error) {
+func unlessStale[T any](ctx context.Context, network, path string, open func() (T, error)) (T, error) {
 	v, err := open()
-	if !errors.Is(err, syscall.EADDRINUSE) || !strings.HasPrefix(network, "unix") || !stale(network, path) {
+	if !errors.Is(err, syscall.EADDRINUSE) || !strings.HasPrefix(network, "unix") || !stale(ctx, network, path) {
 		return v, err
 	}
 	if err := os.Remove(path); err != nil {
@@ -269,12 +269,12 @@ func unlessStale[T any](network, path string, open func() (T, error)) (T, error)
 
 // stale reports that path is a socket which refuses connections. One that was
 // made just now may be between its bind and its listen.
-func stale(network, path string) bool {
+func stale(ctx context.Context, network, path string) bool {
 	fi, err := os.Lstat(path)
 	if err != nil || fi.Mode()&fs.ModeSocket == 0 || time.Since(fi.ModTime()) < time.Second {
 		return false
 	}
-	c, err := net.DialTimeout(network, path, time.Second)
+	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, network, path)
 	if err == nil {
 		_ = c.Close() // somebody listens
 	}

@@ -80,7 +80,7 @@ func (p *peer) read() {
 // ignore reads what the peer still says, until it is gone.
 func (p *peer) ignore() {
 	go func() {
-		for range p.inbox { //nolint:revive // nobody is interested
+		for range p.inbox {
 		}
 	}()
 }

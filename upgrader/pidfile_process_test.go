@@ -33,6 +33,7 @@ func tmpfs(t *testing.T, size string) string {
 // is found while the old process serves, and the next upgrade works once it is
 // mended.
 func TestPIDFileFaultsFailBeforeAnythingIsStarted(t *testing.T) {
+	t.Parallel()
 	// A mount of its own, because the server has a file open for writing there.
 	readOnly := func(t *testing.T, dir, _ string) {
 		t.Helper()

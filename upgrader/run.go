@@ -103,9 +103,9 @@ func (r *run) answerReady(err error) {
 }
 
 // warn logs what went wrong after the point where it could still be undone.
-func (r *run) warn(msg string, err error) {
+func (r *run) warn(what string, err error) {
 	if err != nil {
-		r.log.Warn(msg, "pid", os.Getpid(), "generation", r.generation, "err", err)
+		r.log.Warn("clean-up failed", "what", what, "pid", os.Getpid(), "generation", r.generation, "err", err)
 	}
 }
 

@@ -88,14 +88,14 @@ func (s *socket) matches(ctx context.Context, kind, network, address string) boo
 // for what the kernel knows.
 func (s *socket) parkedAddr() net.Addr {
 	if ln, err := net.FileListener(s.parked); err == nil {
-		defer ln.Close() //nolint:errcheck // a duplicate
+		defer ln.Close() // a duplicate
 		if ul, ok := ln.(*net.UnixListener); ok {
 			ul.SetUnlinkOnClose(false)
 		}
 		return ln.Addr()
 	}
 	if pc, err := net.FilePacketConn(s.parked); err == nil {
-		defer pc.Close() //nolint:errcheck // a duplicate
+		defer pc.Close() // a duplicate
 		return pc.LocalAddr()
 	}
 	return nil

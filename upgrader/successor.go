@@ -45,7 +45,7 @@ func (s *successor) reaped() {
 // clients, so it may drain for limit like any other generation, and a little
 // longer; but one that does not even acknowledge the abort hangs, and is ended.
 func (s *successor) outlive(limit time.Duration) {
-	defer s.Close() //nolint:errcheck // nothing more is said
+	defer s.Close() // nothing more is said
 	select {
 	case <-s.acknowledged():
 	case <-s.exited:
@@ -82,7 +82,7 @@ func (s *successor) acknowledged() <-chan struct{} {
 			}
 		}
 		close(heard)
-		for range s.inbox { //nolint:revive // the rest is of no interest
+		for range s.inbox { // the rest is of no interest
 		}
 		_ = s.Close() // nothing more will be said
 	}()
@@ -119,7 +119,7 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 	if err != nil {
 		return nil, u.attemptError(PhasePrepare, err)
 	}
-	defer remote.Close() //nolint:errcheck // the successor has its own
+	defer remote.Close() // the successor has its own
 
 	p, err := u.start(ctx, path, inheritance{remote, next, meta, dups})
 	if err != nil {

@@ -102,10 +102,10 @@ func (o Options) withDefaults() (Options, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.ReadyTimeout < 0 {
-		return o, fmt.Errorf("ReadyTimeout %v: want a positive duration, or 0 for %v", o.ReadyTimeout, DefaultReadyTimeout)
+		return o, fmt.Errorf("negative ReadyTimeout %v: want a positive duration, or 0 for %v", o.ReadyTimeout, DefaultReadyTimeout)
 	}
 	if o.Check != nil && o.Probation < 0 {
-		return o, fmt.Errorf("Check with Probation %v: a check runs during probation, want a positive one", o.Probation) //nolint:revive // a field's name
+		return o, fmt.Errorf("a Check with Probation %v: it runs during probation, want a positive one", o.Probation)
 	}
 	if o.PIDFile != "" {
 		path, err := filepath.Abs(o.PIDFile)

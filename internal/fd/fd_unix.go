@@ -76,7 +76,7 @@ func Pair() (local *net.UnixConn, remote *os.File, err error) {
 // Channel turns f, which it closes, into a connection. f must be a connected
 // unix stream socket.
 func Channel(f *os.File) (*net.UnixConn, error) {
-	defer f.Close() //nolint:errcheck // FileConn works on a duplicate
+	defer f.Close() // FileConn works on a duplicate
 	c, err := net.FileConn(f)
 	if err != nil {
 		return nil, err
