@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -119,6 +120,31 @@ func (f *farEnd) say(messages ...wire.Message) {
 	synctest.Wait()
 }
 
+// wantClosed: the process under test holds no descriptor of the channel any more.
+func (f *farEnd) wantClosed() {
+	f.p.t.Helper()
+	select {
+	case <-f.closed:
+	default:
+		f.p.t.Errorf("the channel to the %s is open", f.name)
+	}
+}
+
+// watch calls on for each message that the process under test sends, while it
+// sends it.
+func (f *farEnd) watch(on func(wire.Message)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onSend = on
+}
+
+// deafen makes the other process read no more.
+func (f *farEnd) deafen() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.deaf = true
+}
+
 // end closes the other process's end of the channel.
 func (f *farEnd) end() { f.endOnce.Do(func() { close(f.ended) }) }
 
@@ -143,6 +169,13 @@ func hears[M wire.Message](f *farEnd) (m M, ok bool) {
 	return m, ok
 }
 
+// sent returns all that the other process was sent.
+func (f *farEnd) sent() []wire.Message {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.heard)
+}
+
 func wantHears[M wire.Message](f *farEnd) M {
 	f.p.t.Helper()
 	m, ok := hears[M](f)
@@ -164,7 +197,7 @@ type child struct {
 	*farEnd
 	pid      int
 	exited   chan struct{}
-	immortal bool // not even SIGKILL is of use
+	immortal atomic.Bool // not even SIGKILL is of use
 	dead     sync.Once
 }
 
@@ -176,6 +209,15 @@ func (c *child) die() {
 	})
 }
 
+func (c *child) isDead() bool {
+	select {
+	case <-c.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 func (c *child) exit() {
 	c.die()
 	synctest.Wait()
@@ -183,13 +225,15 @@ func (c *child) exit() {
 
 func (c *child) signal(s os.Signal) error {
 	c.p.note("%s: signal %v", c.name, s)
-	if s == os.Kill && !c.immortal {
+	if s == os.Kill && !c.immortal.Load() {
 		c.die()
 	}
 	return nil
 }
 
-func (c *child) hello() wire.Hello { return wire.Hello{Version: wire.Version, PID: c.pid, Build: "test"} }
+func (c *child) hello() wire.Hello {
+	return wire.Hello{Version: wire.Version, PID: c.pid, Build: "test"}
+}
 
 // until takes a good successor through its life up to a phase.
 func (c *child) until(p Phase) *child {
@@ -207,10 +251,26 @@ func (c *child) until(p Phase) *child {
 			break
 		}
 	}
-	if got := c.p.r.attempt.phase; got != p {
+	if got := c.phase(); got != p {
 		c.p.t.Fatalf("the attempt is in phase %q, want %q\n%s", got, p, c.p)
 	}
 	return c
+}
+
+// phase is where the attempt is, by what the successor was told.
+func (c *child) phase() Phase {
+	_, manifest := hears[wire.Manifest](c.farEnd)
+	_, commit := hears[wire.Commit](c.farEnd)
+	switch {
+	case c.p.state() == probation:
+		return PhaseProbation
+	case commit:
+		return PhaseCommit
+	case manifest:
+		return PhaseReady
+	default:
+		return PhaseHello
+	}
 }
 
 // process is the one under test.
@@ -229,6 +289,7 @@ type process struct {
 	onLaunch    func(context.Context)
 
 	mu       sync.Mutex
+	last     string // state
 	timeline []string
 	onReach  func(point string)
 	onLog    func(message string)
@@ -332,11 +393,11 @@ func (p *process) launch(ctx context.Context) (*successor, error) {
 	if p.onLaunch != nil {
 		p.onLaunch(ctx)
 	}
-	if p.launchError != nil {
-		return nil, p.attemptError(PhaseStart, p.launchError)
-	}
 	if _, err := p.pidfile.prepare(); err != nil {
 		return nil, p.attemptError(PhasePrepare, err)
+	}
+	if p.launchError != nil {
+		return nil, p.attemptError(PhaseStart, p.launchError)
 	}
 	c := &child{pid: firstChild + len(p.children), exited: make(chan struct{})}
 	c.farEnd = newFarEnd(p, fmt.Sprintf("successor %d", 1+len(p.children)))
@@ -360,7 +421,13 @@ func (p *process) finish() {
 		p.predecessor.end()
 	}
 	p.Stop()
-	synctest.Wait()
+	time.Sleep(time.Hour)
+	for _, c := range p.children {
+		c.wantClosed()
+	}
+	if p.predecessor != nil {
+		p.predecessor.wantClosed()
+	}
 	if p.t.Failed() {
 		p.t.Logf("what happened:\n%s", p)
 	}
@@ -395,11 +462,23 @@ func (p *process) ask() *asked {
 // upgrade calls Upgrade and takes the successor up to a phase.
 func (p *process) upgrade(until Phase) (*asked, *child) {
 	p.t.Helper()
+	before := len(p.children)
 	a := p.ask()
-	if len(p.children) == 0 {
+	if len(p.children) != before+1 {
 		p.t.Fatalf("no successor was started\n%s", p)
 	}
-	return a, p.children[len(p.children)-1].until(until)
+	return a, p.children[before].until(until)
+}
+
+// wantNextUpgradeWorks takes a process that serves to its good end.
+func (p *process) wantNextUpgradeWorks() {
+	p.t.Helper()
+	a, s := p.upgrade(PhaseProbation)
+	a.want(nil)
+	wantHears[wire.Confirm](s.farEnd)
+	p.wantEnd(draining, ErrUpgraded)
+	wantPID(p.t, p.path, s.pid)
+	wantFiles(p.t, p.path, "app.pid", ".app.pid.prev") // the latter is the successor's to remove
 }
 
 func (a *asked) isAnswered() bool {
@@ -447,11 +526,23 @@ func (p *process) wantExactly(d time.Duration, what string, happened func() bool
 	}
 }
 
+// state is what the log said last: the loop's own is the loop's alone.
+func (p *process) state() state {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range numStates {
+		if s.String() == p.last {
+			return s
+		}
+	}
+	return starting
+}
+
 func (p *process) wantState(want state) {
 	p.t.Helper()
 	synctest.Wait()
-	if p.r.state != want {
-		p.t.Fatalf("%s, want %s\n%s", p.r.state, want, p)
+	if got := p.state(); got != want {
+		p.t.Fatalf("%s, want %s\n%s", got, want, p)
 	}
 	if p.isCommitted() != want.committed() {
 		p.t.Errorf("while %s, committed is %v", want, p.isCommitted())
@@ -468,6 +559,9 @@ func (p *process) wantServing() {
 	p.wantOpen(true)
 	wantPID(p.t, p.path, os.Getpid())
 	wantFiles(p.t, p.path, "app.pid")
+	if !names(p.path, p.pidfile.self) {
+		p.t.Error("the pidfile is not this process's")
+	}
 }
 
 func (p *process) wantOpen(want bool) {
@@ -501,7 +595,61 @@ func (p *process) isHurried() bool {
 	}
 }
 
+// bring takes a successor to a state.
+func (p *process) bring(to state) {
+	p.t.Helper()
+	if to != starting {
+		p.readyToServe()
+	}
+	if to == onProbation || to == serving {
+		p.commit()
+	}
+	if to == serving {
+		p.confirm()
+	}
+	p.wantState(to)
+}
+
+// wantOldPIDFile: the pidfile is the predecessor's, as it was.
+func (p *process) wantOldPIDFile() {
+	p.t.Helper()
+	if !names(p.path, p.old.self) {
+		p.t.Error("the pidfile is not the predecessor's")
+	}
+}
+
+// sleepUnheard lets d pass while the loop hears nothing, as if the process was
+// stopped, or slept with its machine. What happens in act it finds afterwards,
+// all at once.
+func (p *process) sleepUnheard(d time.Duration, act func()) {
+	p.t.Helper()
+	p.watchLog(func(message string) {
+		if message == "upgrade refused" {
+			time.Sleep(d)
+		}
+	})
+	a := p.ask() // is refused
+	p.watchLog(nil)
+	act()
+	time.Sleep(d)
+	synctest.Wait()
+	<-a.answered
+}
+
 // ---- the timeline ----
+
+// watch calls on at each point that the process reaches.
+func (p *process) watch(on func(point string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onReach = on
+}
+
+func (p *process) watchLog(on func(message string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onLog = on
+}
 
 func (p *process) note(format string, args ...any) {
 	p.mu.Lock()
@@ -567,6 +715,9 @@ func (h timelineHandler) Handle(_ context.Context, r slog.Record) error {
 		switch a.Key {
 		case "to":
 			what = "state: " + a.Value.String()
+			h.p.mu.Lock()
+			h.p.last = a.Value.String()
+			h.p.mu.Unlock()
 			return false
 		case "err":
 			what += fmt.Sprintf(": %v", a.Value)

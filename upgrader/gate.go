@@ -86,8 +86,9 @@ func (g *gate) expired() bool {
 	return !g.deadline.IsZero() && !time.Now().Before(g.deadline)
 }
 
-// set opens or closes the gate. After it has closed, no system call that
-// starts takes a connection or a packet; one that has just taken one returns it.
+// set opens or closes the gate. After it has closed, only a system call that
+// was starting at this instant can still take a connection or a packet; the
+// caller gets it.
 func (g *gate) set(open bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -129,6 +130,10 @@ func (g *gate) setDeadline(t time.Time) error {
 	defer g.mu.Unlock()
 	if g.closed {
 		return net.ErrClosed
+	}
+	if !t.IsZero() {
+		// As the socket's own deadline, this one does not move with the wall clock.
+		t = time.Now().Add(time.Until(t))
 	}
 	g.deadline = t
 	if g.timer != nil {

@@ -158,7 +158,10 @@ func TestConnectionGoesOnPastADrainingGeneration(t *testing.T) {
 	if !s.upgrade() {
 		t.Fatal("upgrade failed")
 	}
-	s.askOn(hold, "who")
+	s.eventually("generation 2 has the other connection", func() bool {
+		_, g := s.askOn(hold, "who")
+		return g == 2
+	})
 	if _, err := fmt.Fprintln(hold, "sleep 4000"); err != nil { // keeps generation 2 draining
 		t.Fatal(err)
 	}

@@ -90,8 +90,8 @@ func (r *run) told(m wire.Message, ok bool) {
 		}
 	case wire.Confirm:
 		if r.state == onProbation {
-			r.step(confirmed)
 			r.settle()
+			r.step(confirmed)
 		}
 	case wire.Abort:
 		r.abort(m.Reason)
@@ -129,9 +129,10 @@ func (r *run) predecessorEnded() {
 	case broken != nil && !r.state.final() && !r.state.committed():
 		r.abort(broken.Error())
 	case r.state == waiting || r.state == onProbation:
-		r.step(predecessorGone)
-		r.open()
+		r.sockets.setGates(true) // nobody accepts: that comes first
 		r.settle()
+		r.step(predecessorGone)
+		r.answerReady(nil)
 	}
 }
 
@@ -149,8 +150,8 @@ func (r *run) predecessorSilent() {
 		return
 	}
 	_ = r.pred.Send(wire.Confirm{}) // it finds this when it wakes up
-	r.step(predecessorSilent)
 	r.settle()
+	r.step(predecessorSilent)
 }
 
 func (r *run) abort(reason string) {

@@ -67,12 +67,11 @@ func TestUpgradeKeepsTheOrder(t *testing.T) {
 		})
 		s.until(PhaseProbation)
 		p.wantState(probation)
-		p.wantExactly(DefaultProbation, "confirmed", a.isAnswered)
+		p.wantExactly(DefaultProbation+secondLook, "confirmed", a.isAnswered)
 		a.want(nil)
 		p.wantEnd(draining, ErrUpgraded)
 		p.wantOpen(false)
 		wantPID(t, p.path, s.pid)
-		wantFiles(t, p.path, "app.pid")
 		want := []string{
 			"state: upgrading",
 			"at hello", "successor 1: wire.Manifest",
@@ -164,7 +163,7 @@ func TestSuccessorThatOverruns(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					p := newServing(t, Options{})
 					a, s := p.upgrade(tt.phase)
-					s.immortal = immortal
+					s.immortal.Store(immortal)
 					<-a.answered
 					end := tt.limit + secondLook
 					p.wantAt(end, "successor 1: wire.Abort")
@@ -226,8 +225,8 @@ func TestAnswerInTheSecondLookCounts(t *testing.T) {
 				p := newServing(t, Options{})
 				_, s := p.upgrade(tt.phase)
 				p.sleepUnheard(tt.limit+time.Hour, func() { s.said <- tt.answer(s) })
-				if p.r.attempt.phase != tt.next {
-					t.Fatalf("phase %s, want %s\n%s", p.r.attempt.phase, tt.next, p)
+				if got := s.phase(); got != tt.next {
+					t.Fatalf("phase %s, want %s\n%s", got, tt.next, p)
 				}
 			})
 		})
@@ -484,7 +483,7 @@ func TestEndOfTheContextAfterCommitEndsTheWaitOnly(t *testing.T) {
 				}
 				p.wantState(probation)
 				wantDoesNotHear[wire.Abort](s.farEnd)
-				time.Sleep(DefaultProbation)
+				time.Sleep(DefaultProbation + secondLook)
 				p.wantEnd(draining, ErrUpgraded)
 			})
 		})
@@ -506,7 +505,7 @@ func TestCheckRunsBehindAClosedGate(t *testing.T) {
 			return nil
 		}})
 		a, _ := p.upgrade(PhaseProbation)
-		p.wantExactly(DefaultProbation, "confirmed", a.isAnswered)
+		p.wantExactly(DefaultProbation+secondLook, "confirmed", a.isAnswered)
 		a.want(nil)
 		if calls != 1 {
 			t.Errorf("%d checks", calls)
@@ -529,28 +528,50 @@ func TestFailedCheckRollsBack(t *testing.T) {
 		"hanging": {func(context.Context) error {
 			time.Sleep(time.Hour)
 			return nil
-		}, ErrTimeout, DefaultProbation},
+		}, ErrTimeout, DefaultProbation + secondLook + checkTimeout},
 		"ended by its context": {func(ctx context.Context) error {
 			<-ctx.Done()
 			return ctx.Err()
-		}, os.ErrDeadlineExceeded, DefaultProbation},
+		}, context.DeadlineExceeded, DefaultProbation},
+		"after the end of its context": {func(ctx context.Context) error {
+			<-ctx.Done()
+			time.Sleep(time.Second)
+			return bad
+		}, bad, DefaultProbation + time.Second},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				p := newServing(t, Options{Check: tt.check})
-				a, s := p.upgrade(PhaseProbation)
+				a, s := p.upgrade(PhaseCommit)
+				s.say(wire.Serving{})
 				e := a.wantFailed(PhaseProbation)
-				if !errors.Is(e, tt.cause) && !errors.Is(e, context.DeadlineExceeded) {
-					t.Errorf("%v, want %v", e, tt.cause)
-				}
-				if !strings.Contains(e.Error(), "check") || a.after != tt.at {
-					t.Errorf("%v after %v, want one of the check after %v", e, a.after, tt.at)
+				if !errors.Is(e, tt.cause) || !strings.Contains(e.Error(), "check") || a.after != tt.at {
+					t.Errorf("%v after %v, want %v of the check after %v", e, a.after, tt.cause, tt.at)
 				}
 				wantHears[wire.Abort](s.farEnd)
 				wantDoesNotHear[wire.Confirm](s.farEnd)
 				p.wantServing()
-				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
+}
+
+// TestCheckMayWatchForAllOfProbation, and answer when its context ends.
+func TestCheckMayWatchForAllOfProbation(t *testing.T) {
+	for _, pause := range []time.Duration{0, secondLook, time.Second} {
+		t.Run(pause.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{Check: func(ctx context.Context) error {
+					<-ctx.Done()
+					time.Sleep(pause)
+					return nil
+				}})
+				a, _ := p.upgrade(PhaseProbation)
+				a.want(nil)
+				if want := DefaultProbation + max(pause, secondLook); a.after != want {
+					t.Errorf("confirmed after %v, want %v", a.after, want)
+				}
 			})
 		})
 	}
@@ -565,7 +586,7 @@ func TestEndOfTheCallersContextDoesNotEndTheCheck(t *testing.T) {
 		}})
 		a, _ := p.upgrade(PhaseProbation)
 		a.cancel(nil)
-		time.Sleep(DefaultProbation)
+		time.Sleep(DefaultProbation + secondLook)
 		p.wantEnd(draining, ErrUpgraded)
 	})
 }
@@ -673,8 +694,13 @@ func TestPIDFileThatCannotBeCommitted(t *testing.T) {
 func TestWordsOutOfOrder(t *testing.T) {
 	words := []wire.Message{
 		wire.Hello{Version: wire.Version, PID: firstChild},
-		wire.Ready{}, wire.Serving{}, wire.Confirm{},
-		wire.Manifest{}, wire.Commit{}, wire.Abort{}, wire.Hurry{},
+		wire.Ready{},
+		wire.Serving{},
+		wire.Confirm{},
+		wire.Manifest{},
+		wire.Commit{},
+		wire.Abort{},
+		wire.Hurry{},
 	}
 	expected := map[Phase]string{PhaseHello: "wire.Hello", PhaseReady: "wire.Ready", PhaseCommit: "wire.Serving", PhaseProbation: "wire.Confirm"}
 	for phase, right := range expected {
@@ -756,17 +782,32 @@ func TestDeafSuccessor(t *testing.T) {
 	}
 }
 
-func TestNextUpgradeWaitsForTheEndOfTheLast(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		p := newServing(t, Options{})
-		a, s := p.upgrade(PhaseProbation)
-		s.end()
-		p.wantState(serving)
-		p.ask().want(ErrBusy)
-		s.exit()
-		a.wantFailed(PhaseProbation)
-		p.wantNextUpgradeWorks()
-	})
+// TestSuccessorThatVanishesOnProbationIsKilled: whether the next attempt may
+// begin does not depend on it, and the report comes when it is reaped.
+func TestSuccessorThatVanishesOnProbationIsKilled(t *testing.T) {
+	for _, immortal := range []bool{false, true} {
+		t.Run(fmt.Sprintf("immortal %v", immortal), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(PhaseProbation)
+				s.immortal.Store(immortal)
+				time.Sleep(time.Second)
+				s.end()
+				p.wantServing()
+				p.wantAt(time.Second, "successor 1: signal killed")
+				next, _ := p.upgrade(PhaseProbation)
+				a.wantFailed(PhaseProbation)
+				want := time.Second
+				if immortal {
+					want += killTimeout
+				}
+				if a.after != want {
+					t.Errorf("Upgrade returned after %v, want %v", a.after, want)
+				}
+				next.want(nil)
+			})
+		})
+	}
 }
 
 func TestRolledBackTwiceThenUpgraded(t *testing.T) {
@@ -804,7 +845,7 @@ func TestRollBackKeepsTheOrder(t *testing.T) {
 		s.say(wire.Failed{Text: "no"})
 		a.wantFailed(PhaseProbation)
 		want := []string{"state: serving", "successor 1: wire.Abort"}
-		if got := p.since(from); !slices.Equal(got, want) {
+		if got := p.since(from); len(got) < 2 || !slices.Equal(got[:2], want) {
 			t.Errorf("it happened %q, want %q", got, want)
 		}
 	})
@@ -825,7 +866,7 @@ func TestRolledBackSuccessorMayDrain(t *testing.T) {
 		p.wantNextUpgradeWorks()
 		time.Sleep(time.Hour)
 		p.wantNever("successor 1: signal quit")
-		p.wantAt(time.Second+time.Minute+exitTimeout, "successor 1: signal killed")
+		p.wantAt(time.Second+time.Minute+hurryTimeout, "successor 1: signal killed")
 	})
 }
 
@@ -934,7 +975,7 @@ func TestStopOfAnImmortalSuccessorHasALimit(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newServing(t, Options{})
 		_, s := p.upgrade(PhaseReady)
-		s.immortal = true
+		s.immortal.Store(true)
 		p.Stop()
 		if took := time.Since(p.begun); took != stopTimeout+killTimeout {
 			t.Errorf("Stop took %v", took)
@@ -944,23 +985,37 @@ func TestStopOfAnImmortalSuccessorHasALimit(t *testing.T) {
 
 // TestStopWhileTheAttemptFails: the successor is ending already.
 func TestStopWhileTheAttemptFails(t *testing.T) {
-	for _, phase := range []Phase{PhaseReady, PhaseProbation} {
-		t.Run(string(phase), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				p := newServing(t, Options{})
-				a, s := p.upgrade(phase)
-				s.end()
-				time.Sleep(time.Second)
-				p.Stop()
-				if took := time.Since(p.begun); took != time.Second+stopTimeout {
-					t.Errorf("Stop took until %v", took)
-				}
-				p.wantEnd(stopped, ErrStopped)
-				a.want(ErrStopped)
-				wantFiles(t, p.path)
-			})
-		})
-	}
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseReady)
+		s.end()
+		time.Sleep(time.Second)
+		p.Stop()
+		if took := time.Since(p.begun); took != time.Second+stopTimeout {
+			t.Errorf("Stop took until %v", took)
+		}
+		p.wantEnd(stopped, ErrStopped)
+		a.want(ErrStopped)
+		wantFiles(t, p.path)
+	})
+}
+
+// TestStopAfterARollBackDoesNotWait for a successor that is ending.
+func TestStopAfterARollBackDoesNotWait(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseProbation)
+		s.immortal.Store(true)
+		s.end()
+		synctest.Wait()
+		p.Stop()
+		if took := time.Since(p.begun); took != 0 {
+			t.Errorf("Stop took %v", took)
+		}
+		p.wantEnd(stopped, ErrStopped)
+		wantFiles(t, p.path)
+		a.wantFailed(PhaseProbation)
+	})
 }
 
 func TestStopDuringProbationStopsBoth(t *testing.T) {
@@ -1088,6 +1143,7 @@ func TestSuccessorKeepsTheOrder(t *testing.T) {
 		must(t, <-ready)
 		p.confirm()
 		p.wantServing()
+		p.watch(nil)
 		want := []string{
 			"state: waiting", "predecessor: wire.Ready", "at ready",
 			"at commit", "state: on probation", "at open", "predecessor: wire.Serving", "at serving",
@@ -1115,7 +1171,7 @@ func TestWaitForCommitHasALimit(t *testing.T) {
 		}
 		p.wantEnd(stopped, ErrAborted)
 		p.wantOpen(false)
-		p.wantHungUp()
+		p.predecessor.wantClosed()
 		wantPID(t, p.path, os.Getpid()) // the old one's, put there by servingPIDFile
 		p.wantOldPIDFile()
 	})
@@ -1138,7 +1194,7 @@ func TestWaitForConfirmHasALimit(t *testing.T) {
 		p.readyToServe()
 		p.commit()
 		limit := manifest.Probation + confirmTimeout + secondLook
-		p.wantExactly(limit, "serving on its own", func() bool { return p.r.state == serving })
+		p.wantExactly(limit, "serving on its own", func() bool { return p.state() == serving })
 		wantHears[wire.Confirm](p.predecessor)
 		p.wantOpen(true)
 		// Whatever a predecessor says that wakes up, it is too late.
@@ -1264,7 +1320,7 @@ func TestAbort(t *testing.T) {
 			p := newSuccessor(t, 2, Options{}, manifest)
 			p.predecessor.say(abort)
 			p.wantEnd(stopped, ErrAborted)
-			p.wantHungUp()
+			p.predecessor.wantClosed()
 			p.wantOldPIDFile()
 		})
 	})
@@ -1278,7 +1334,7 @@ func TestAbort(t *testing.T) {
 			}
 			p.wantEnd(stopped, ErrAborted)
 			p.wantOpen(false)
-			p.wantHungUp()
+			p.predecessor.wantClosed()
 			p.wantOldPIDFile()
 		})
 	})
@@ -1337,7 +1393,7 @@ func TestStopOfTheSuccessor(t *testing.T) {
 						wantFiles(t, p.path)
 					} else {
 						p.wantOldPIDFile()
-						p.wantHungUp()
+						p.predecessor.wantClosed()
 					}
 				})
 			})
@@ -1383,10 +1439,10 @@ func TestFailOnProbationGivesTheServiceBack(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newSuccessor(t, 2, Options{}, manifest)
 		p.bring(onProbation)
-		p.predecessor.heard = nil
+		before := len(p.predecessor.sent())
 		p.Fail(errors.New("no"))
 		p.predecessor.say(wire.Abort{Reason: "it gave up"})
-		said = p.predecessor.heard
+		said = p.predecessor.sent()[before:]
 	})
 	bubble(t, func(t *testing.T) {
 		p := newServing(t, Options{DrainTimeout: time.Minute})
@@ -1415,8 +1471,15 @@ func TestPredecessorStops(t *testing.T) {
 
 func TestWordsOfAPredecessorOutOfOrder(t *testing.T) {
 	words := []wire.Message{
-		wire.Hello{}, wire.Manifest{}, wire.Progress{}, wire.Ready{}, wire.Failed{}, wire.Commit{}, wire.Serving{},
-		wire.Confirm{}, wire.Hurry{Generation: 9},
+		wire.Hello{},
+		wire.Manifest{},
+		wire.Progress{},
+		wire.Ready{},
+		wire.Failed{},
+		wire.Commit{},
+		wire.Serving{},
+		wire.Confirm{},
+		wire.Hurry{Generation: 9},
 	}
 	right := map[state]string{waiting: "wire.Commit", onProbation: "wire.Confirm"}
 	for _, in := range []state{starting, waiting, onProbation, serving} {
@@ -1557,21 +1620,235 @@ func TestPIDFileThatFailsAtCommitIsSaid(t *testing.T) {
 // TestOverduePredecessorIsKilled when it had the time that it asked for, and 10
 // s more.
 func TestOverduePredecessorIsKilled(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 2, Options{}, manifest)
+		old := stand(t)
+		p.r.pred.process = old
+		p.bring(onProbation)
+		time.Sleep(time.Second)
+		p.confirm()
+		const overdue = "log: predecessor did not finish its drain: killed"
+		time.Sleep(time.Minute + hurryTimeout)
+		p.wantState(serving)
+		p.wantAt(time.Second+time.Minute+hurryTimeout, overdue)
+		state, err := old.Wait()
+		if err != nil || state.Success() {
+			t.Errorf("the predecessor ended with %v, %v", state, err)
+		}
+		p.predecessorDies()
+	})
+	bubble(t, func(t *testing.T) {
+		without := manifest
+		without.DrainTimeout = 0
+		p := newSuccessor(t, 2, Options{}, without)
+		p.bring(serving)
+		time.Sleep(1000 * time.Hour)
+		p.wantNever("log: predecessor did not finish its drain: killed")
+	})
+}
+
+// stand starts a process that does nothing, in the place of a predecessor.
+func stand(t *testing.T) *os.Process {
+	t.Helper()
+	r, w, err := os.Pipe()
+	must(t, err)
+	t.Cleanup(func() { r.Close(); w.Close() })
 	cat, err := exec.LookPath("cat")
-	if err != nil {
-		t.Skip(err)
+	must(t, err)
+	p, err := os.StartProcess(cat, []string{"cat"}, &os.ProcAttr{Files: []*os.File{r}})
+	must(t, err)
+	t.Cleanup(func() { _ = p.Kill(); _, _ = p.Wait() }) // it may be reaped already
+	return p
+}
+
+func TestTooManyGenerationsHurryTheOldest(t *testing.T) {
+	tests := []struct{ generation, maxDraining, hurried int }{
+		{2, 0, 0},
+		{3, 0, 0},
+		{4, 0, 1},
+		{5, 0, 2},
+		{2, 1, 0},
+		{3, 1, 1},
+		{9, 1, 7},
+		{9, -1, 0},
 	}
-	tests := []struct {
-		name  string
-		o     Options
-		drain time.Duration
-		gen   int
-		want  time.Duration
+	for _, tt := range tests {
+		t.Run(fmt.Sprintf("generation %d, at most %d", tt.generation, tt.maxDraining), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newSuccessor(t, tt.generation, Options{MaxDraining: tt.maxDraining}, manifest)
+				p.bring(onProbation)
+				wantDoesNotHear[wire.Hurry](p.predecessor)
+				p.confirm()
+				m, _ := hears[wire.Hurry](p.predecessor)
+				if m.Generation != tt.hurried {
+					t.Errorf("told to hurry: up to %d, want %d", m.Generation, tt.hurried)
+				}
+			})
+		})
+	}
+}
+
+// TestHurryGoesDownTheLine: each generation knows its neighbours only.
+func TestHurryGoesDownTheLine(t *testing.T) {
+	const overdue = "log: predecessor did not finish its drain: killed"
+	bubble(t, func(t *testing.T) {
+		p := newSuccessor(t, 3, Options{Probation: -1}, manifest)
+		p.bring(serving)
+		a, s := p.upgrade(PhaseCommit)
+		s.say(wire.Serving{})
+		a.want(nil)
+
+		s.say(wire.Hurry{Generation: 1})
+		if m := wantHears[wire.Hurry](p.predecessor); m.Generation != 1 || p.isHurried() {
+			t.Errorf("passed on %+v, hurried %v", m, p.isHurried())
+		}
+		time.Sleep(30 * time.Second)
+		p.wantNever(overdue) // the predecessor is generation 2
+
+		s.say(wire.Hurry{Generation: 2})
+		if m := wantHears[wire.Hurry](p.predecessor); m.Generation != 2 || p.isHurried() {
+			t.Errorf("passed on %+v, hurried %v", m, p.isHurried())
+		}
+		time.Sleep(hurryTimeout)
+		synctest.Wait()
+		p.wantAt(40*time.Second, overdue)
+
+		s.say(wire.Hurry{Generation: 3})
+		if !p.isHurried() {
+			t.Error("not hurried")
+		}
+	})
+}
+
+// ---- final states ----
+
+func TestFinalStatesAnswerWithTheirReason(t *testing.T) {
+	tests := map[string]struct {
+		end  func(*testing.T) *process
+		want error
 	}{
-		{"after its drain timeout", Options{}, time.Minute, 2, time.Minute + hurryTimeout},
-		{"told to hurry", Options{MaxDraining: 1}, -1, 3, 0}, // two generations would drain
-		{"the only one to hurry", Options{MaxDraining: -1}, 0, 9, 0},
+		"upgraded": {func(t *testing.T) *process {
+			p := newServing(t, Options{})
+			p.wantNextUpgradeWorks()
+			return p
+		}, ErrUpgraded},
+		"stopped": {func(t *testing.T) *process {
+			p := newServing(t, Options{})
+			p.Stop()
+			return p
+		}, ErrStopped},
+		"stopped with its successor": {func(t *testing.T) *process {
+			p := newServing(t, Options{})
+			p.upgrade(PhaseProbation)
+			p.Stop()
+			return p
+		}, ErrStopped},
+		"aborted": {func(t *testing.T) *process {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.predecessor.say(wire.Abort{})
+			return p
+		}, ErrAborted},
+		"rolled back": {func(t *testing.T) *process {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.bring(onProbation)
+			p.predecessor.say(wire.Abort{})
+			return p
+		}, ErrRolledBack},
 	}
-	_ = tests
-	_ = cat
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := tt.end(t)
+				for range 100 { // the loop may still run, and answer itself
+					p.wantFinal(tt.want)
+				}
+				for _, c := range p.children {
+					c.exit()
+				}
+				if p.predecessor != nil {
+					p.predecessorDies()
+				}
+				p.wantFinal(tt.want)
+				if p.Stop(); !p.isHurried() {
+					t.Error("Stop does not hurry")
+				}
+				p.Fail(errors.New("again"))
+				if p.Err() != tt.want && !errors.Is(p.Err(), tt.want) {
+					t.Errorf("Err has become %v", p.Err())
+				}
+			})
+		})
+	}
+}
+
+// wantFinal asserts what each method answers.
+func (p *process) wantFinal(want error) {
+	p.t.Helper()
+	ctx := p.t.Context()
+	_, listen := p.Listen(ctx, "late", "tcp", "127.0.0.1:0")
+	_, packet := p.ListenPacket(ctx, "late", "udp", "127.0.0.1:0")
+	answers := map[string]error{
+		"Err": p.Err(), "Ready": p.Ready(), "Upgrade": p.Upgrade(ctx),
+		"Listen": listen, "ListenPacket": packet, "AddFile": p.AddFile("late", os.Stdin),
+	}
+	for method, err := range answers {
+		if !errors.Is(err, want) {
+			p.t.Fatalf("%s: %v, want %v", method, err, want)
+		}
+	}
+	p.Progress("late")
+}
+
+func TestUpgradeBeforeReadyStartsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newFirst(t, Options{})
+		p.ask().want(ErrNotReady)
+		p.trigger(t.Context())
+		synctest.Wait()
+		must(t, p.Ready())
+		p.wantServing()
+		if len(p.children) > 0 {
+			t.Error("a successor was started")
+		}
+	})
+	for in, want := range map[state]error{starting: ErrNotReady, waiting: ErrNotReady, onProbation: ErrBusy} {
+		t.Run(in.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newSuccessor(t, 2, Options{}, manifest)
+				p.bring(in)
+				p.ask().want(want)
+				if len(p.children) > 0 {
+					t.Error("a successor was started")
+				}
+			})
+		})
+	}
+}
+
+// TestTriggerAfterTheEndDoesNotBlock the signal loop.
+func TestTriggerAfterTheEndDoesNotBlock(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		p.Stop()
+		p.trigger(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		p.trigger(ctx)
+	})
+}
+
+func TestOptionsThatMakeNoSense(t *testing.T) {
+	tests := map[string]struct {
+		o    Options
+		text string
+	}{
+		"negative ready timeout":  {Options{ReadyTimeout: -1}, "ReadyTimeout"},
+		"check without probation": {Options{Probation: -1, Check: func(context.Context) error { return nil }}, "Probation"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := New(tt.o)
+			wantText(t, err, tt.text)
+		})
+	}
 }
