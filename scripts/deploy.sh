@@ -44,16 +44,33 @@ finish() {
 	exit "$code"
 }
 
-# fail CODE TEXT puts the old binary back.
+# fail CODE TEXT puts the old binary back, if it has been replaced.
 fail() {
-	if [ -n "$swapped" ] && ! mv -f -- "$target.old" "$target"; then
-		finish 1 "$2; AND THE OLD BINARY COULD NOT BE PUT BACK: it is $target.old"
+	trap '' HUP INT TERM
+	if [ -e "$keep" ] && ! put_back; then
+		finish 1 "$2; AND THE OLD BINARY COULD NOT BE PUT BACK: it is $keep"
 	fi
 	finish "$@"
 }
 
+# put_back is mv, which refuses where both names are those of the old binary.
+put_back() {
+	if [ "$(inode "$keep")" = "$(inode "$target")" ]; then
+		rm -f -- "$keep"
+	else
+		mv -f -- "$keep" "$target"
+	fi
+}
+
+# retire gives the old binary the name under which an operator looks for it.
+retire() {
+	trap '' HUP INT TERM
+	rm -f -- "$target.old" && mv -f -- "$keep" "$target.old"
+}
+
 interrupted() {
 	if [ -n "$signalled" ]; then
+		retire
 		finish 1 "interrupted: the upgrade goes on; $target is the new binary, $target.old the old one"
 	fi
 	fail 1 "interrupted: nothing was changed"
@@ -81,7 +98,8 @@ alive() { kill -0 "$1" 2>/dev/null; }
 
 # named prints the pid in the pidfile, if it is one.
 named() {
-	read -r pid _ <"$pidfile" || return 1
+	pid=''
+	read -r pid _ <"$pidfile" || [ -n "$pid" ] || return 1
 	case $pid in
 	'' | 0* | *[!0-9]*) return 1 ;;
 	esac
@@ -109,9 +127,7 @@ swap() {
 		cat -- "$new" >"$copy" &&
 		{ sync -- "$copy" 2>/dev/null || sync; } &&
 		exec 9<"$copy" && lock 9 &&
-		ln -f -- "$target" "$target.old" || return 1
-	swapped=yes
-	mv -f -- "$copy" "$target"
+		ln -- "$target" "$keep" && mv -f -- "$copy" "$target"
 }
 
 # verdict prints what the pidfile says. Its inode changes when the new process
@@ -156,8 +172,8 @@ case $limit in
 esac
 next=$(dirname -- "$pidfile")/.$(basename -- "$pidfile").next
 prev=${next%.next}.prev
-copy=$target.new.$$
-progressing='' swapped='' signalled='' stamp='' report_at=1
+copy=$target.new.$$ keep=$target.old.$$
+progressing='' signalled='' stamp='' report_at=1
 trap interrupted HUP INT TERM
 
 for file in "$new" "$target"; do
@@ -197,6 +213,7 @@ while :; do
 	if ended; then gone=yes; else gone=''; fi
 	case $(verdict) in
 	deployed)
+		retire
 		finish 0 "deployed: process $(named) has replaced process $old; $target.old is the old binary"
 		;;
 	failed)

@@ -5,6 +5,7 @@ package proctest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -236,6 +237,60 @@ func TestDeployGivesUpWithoutAVerdict(t *testing.T) {
 		t.Errorf("no progress is shown: %q", said)
 	}
 	unchanged(t, s, was)
+}
+
+func TestInterruptedDeployPutsTheOldBinaryBack(t *testing.T) {
+	for _, tool := range []string{"cat", "ln", "mv"} {
+		t.Run(tool, func(t *testing.T) {
+			s := Start(t, Demo(t, "v1"))
+			was := digest(t, s.Path)
+			env, reached := slowTool(t, tool)
+			cmd := deploy(t, env, Demo(t, "v2"), s.Path, s.PIDFile)
+			reached()
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, cmd, 1, "interrupted: nothing was changed")
+			unchanged(t, s, was)
+			if events := s.Events(); events[len(events)-1].To != "serving" {
+				t.Error("the server was signalled")
+			}
+		})
+	}
+	t.Run("after the signal", func(t *testing.T) {
+		s := Start(t, Demo(t, "v1"), "-ready-timeout", "1s")
+		cmd := deploy(t, "", Faulty(t, "hang-before-ready"), s.Path, s.PIDFile)
+		s.Wait(Reached(1, "upgrading"))
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, cmd, 1, "interrupted: the upgrade goes on")
+		left(t, s, "demo", "demo.old")
+	})
+}
+
+// slowTool returns an environment in which the tool lingers before it acts, and
+// a function that waits until it does.
+func slowTool(t *testing.T, tool string) (env string, reached func()) {
+	t.Helper()
+	dir := t.TempDir()
+	path, err := exec.LookPath(tool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fifo := filepath.Join(dir, "reached")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("#!/bin/sh\n[ -p %[1]s ] && echo >%[1]s && rm %[1]s && sleep 1\nexec %[2]s \"$@\"\n", fifo, path)
+	if err := os.WriteFile(filepath.Join(dir, tool), []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return "PATH=" + dir + ":" + os.Getenv("PATH"), func() {
+		if _, err := os.ReadFile(fifo); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestDeployUsage(t *testing.T) {

@@ -89,7 +89,7 @@ func Spawn(t testing.TB, path string, args ...string) *Server {
 		_ = cmd.Wait() // the code says it
 		s.code = cmd.ProcessState.ExitCode()
 	}()
-	t.Cleanup(s.end)
+	t.Cleanup(func() { s.end(2*time.Second, 8*time.Second) })
 	return s
 }
 
@@ -162,7 +162,7 @@ func (s *Server) Events() []Event {
 	return slices.Clone(events)
 }
 
-// Addr returns the address of the socket of this name: http-0, tls…
+// Addr returns the address of the socket of this name, http-0 for example.
 func (s *Server) Addr(name string) string {
 	s.t.Helper()
 	e := s.Wait(Logged("listening"))
@@ -277,13 +277,10 @@ func (s *Server) ExitCode() int {
 	return s.code
 }
 
-// end leaves nothing behind. It is polite first, and in a hurry soon.
-func (s *Server) end() {
-	for _, limit := range []time.Duration{2 * time.Second, 8 * time.Second} {
-		if s.over(limit) {
-			break
-		}
-	}
+// end leaves nothing behind. It is polite within the first limit, in a hurry
+// within the second.
+func (s *Server) end(polite, hurried time.Duration) {
+	_ = s.over(polite) || s.over(hurried)
 	for _, pid := range s.processes() {
 		s.t.Errorf("process %d is left: killed", pid)
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended

@@ -3,11 +3,15 @@
 package proctest
 
 import (
+	"fmt"
 	"io"
 	"net/http"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func get(t *testing.T, url string) string {
@@ -24,6 +28,51 @@ func get(t *testing.T, url string) string {
 		t.Fatal(err)
 	}
 	return string(body)
+}
+
+// judge is a test that may fail without the real one failing.
+type judge struct {
+	testing.TB
+	said []string
+}
+
+func (j *judge) Log(...any)                     {}
+func (j *judge) Failed() bool                   { return len(j.said) > 0 }
+func (j *judge) Errorf(format string, a ...any) { j.said = append(j.said, fmt.Sprintf(format, a...)) }
+
+func (j *judge) Fatalf(format string, a ...any) {
+	j.Errorf(format, a...)
+	runtime.Goexit()
+}
+
+func TestProcessThatIsLeftIsKilledAndFailsTheTest(t *testing.T) {
+	j := &judge{TB: t}
+	s := Spawn(j, script(t, "#!/bin/sh\ntrap '' TERM\necho deaf\nexec sleep 60\n"))
+	s.Wait(Text("deaf"))
+	s.end(50*time.Millisecond, 50*time.Millisecond)
+	if want := fmt.Sprintf("process %d is left: killed", s.First.Pid); !slices.Equal(j.said, []string{want}) {
+		t.Errorf("the test is told %q, want %q", j.said, want)
+	}
+	if code := s.ExitCode(); code != -1 {
+		t.Errorf("exit code %d: it was not killed", code)
+	}
+}
+
+func TestWaitEndsWithTheLastProcess(t *testing.T) {
+	j := &judge{TB: t}
+	s := Spawn(j, script(t, "#!/bin/sh\necho bye\n"))
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		s.Wait(Reached(1, "serving"))
+	}()
+	<-returned
+	if want := "every process has ended before generation 1 is serving"; !slices.Equal(j.said, []string{want}) {
+		t.Errorf("the test is told %q, want %q", j.said, want)
+	}
+	if events := s.Events(); len(events) != 1 || events[0].Line != "bye" {
+		t.Errorf("events %+v", events)
+	}
 }
 
 func TestUpgradeStartsTheReplacedBinary(t *testing.T) {

@@ -146,6 +146,9 @@ func (r Report) String() string {
 	}
 	_ = w.Flush() // a strings.Builder does not fail
 	b.WriteString(r.Total.Lost())
+	if r.Total.Cut > 0 {
+		b.WriteString("cut: on connections that a process had accepted which crashed; nobody else can answer for them\n")
+	}
 	return b.String()
 }
 

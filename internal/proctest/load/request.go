@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -119,3 +120,6 @@ func lines(hold time.Duration) func(io.Reader) error {
 
 // streamPace is the time from one line of a stream to the next.
 const streamPace = 10 * time.Millisecond
+
+// Known reports that k is one of Kinds.
+func (k Kind) Known() bool { return slices.Contains(Kinds, k) }

@@ -1,0 +1,122 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-handover/handover/internal/proctest"
+	"github.com/go-handover/handover/internal/proctest/load"
+)
+
+// All kinds of socket at once, under load, through a few upgrades.
+func TestUpgradesUnderLoadLoseNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	s := proctest.Start(t, proctest.Demo(t, "v1"), "-listen", "127.0.0.1:0", "-listen", "unix:"+path,
+		"-tls", "127.0.0.1:0", "-probation", "200ms", "-drain-timeout", "10s")
+	var loads []*load.Load
+	for _, socket := range []string{"http-0", "http-1", "tls"} {
+		l, err := load.Start(t.Context(), load.Config{
+			Target:  s.Target(socket),
+			Clients: map[load.Kind]int{load.New: 2, load.Late: 2, load.Get: 4, load.Post: 4, load.Slow: 2, load.Stream: 2},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		loads = append(loads, l)
+	}
+	for range 4 {
+		s.Upgrade()
+	}
+	for _, l := range loads {
+		r := l.Stop()
+		if r.Total.Failed != 0 || len(r.Processes) != 5 {
+			t.Error(r)
+		}
+	}
+	s.Stop()
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the unix socket's path is left behind: %v", err)
+	}
+}
+
+func TestWarmUpThatShowsProgressMayTakeLonger(t *testing.T) {
+	s := proctest.Start(t, proctest.Demo(t, "v1"),
+		"-probation", "100ms", "-ready-timeout", "1500ms", "-ready-delay", "2500ms")
+	s.Upgrade()
+}
+
+func TestStopDuringWarmUpEndsBothProcesses(t *testing.T) {
+	s := proctest.Start(t, proctest.Demo(t, "v1"), "-ready-delay", "2s")
+	pid := s.PID()
+	s.Signal(pid, syscall.SIGUSR1)
+	s.Wait(proctest.Changed(pid, "upgrading"))
+	s.Signal(pid, syscall.SIGTERM)
+	s.Wait(proctest.Changed(pid, "stopped"))
+	s.WaitGone()
+	if code := s.ExitCode(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+}
+
+func TestSecondInstanceIsRefused(t *testing.T) {
+	demo := proctest.Demo(t, "v1")
+	s := proctest.Start(t, demo)
+	second := proctest.Spawn(t, demo, "-pidfile", s.PIDFile)
+	if code := second.ExitCode(); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	second.Wait(proctest.Text("is held by process"))
+	if s.PID() != s.First.Pid {
+		t.Errorf("the pidfile names %d, want %d", s.PID(), s.First.Pid)
+	}
+}
+
+// What was in flight when the old process was told to go is answered by it.
+func TestRequestInFlightOutlivesTheUpgrade(t *testing.T) {
+	s := proctest.Start(t, proctest.Demo(t, "v1"), "-probation", "100ms")
+	conn, err := net.Dial("tcp", s.Addr("http-0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.Write([]byte("GET /stream?ms=1500 HTTP/1.1\r\nHost: x\r\n\r\n"))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Scan()
+	s.Upgrade()
+	var last string
+	for lines.Scan() {
+		last = lines.Text()
+	}
+	if lines.Err() != nil || last != "end" {
+		t.Errorf("the stream ends with %q, %v", last, lines.Err())
+	}
+	conn.Close() // idle: the old process would wait for one more request
+	if code := s.ExitCode(); code != 0 {
+		t.Errorf("the old process exits %d", code)
+	}
+}
+
+func TestConsoleLogNeedsNoTerminal(t *testing.T) {
+	s := proctest.Spawn(t, proctest.Demo(t, "v1"), "-log", "console")
+	s.Wait(proctest.Text("to=serving"))
+	for _, e := range s.Events() {
+		if strings.Contains(e.Line, "\x1b") {
+			t.Errorf("colours in a pipe: %q", e.Line)
+		}
+	}
+}

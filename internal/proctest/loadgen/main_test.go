@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/go-handover/handover/internal/proctest/load"
+)
+
+// output is a file, as run wants it, and what was written to it.
+func output(t *testing.T) (*os.File, func() string) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f, func() string {
+		b, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+}
+
+func TestTableAndResult(t *testing.T) {
+	s := httptest.NewServer(load.Handler(1, "v1"))
+	defer s.Close()
+	out, printed := output(t)
+	if err := run([]string{"-target", s.URL, "-clients", "get=2,post=1", "-requests", "30"}, nil, out, out); err != nil {
+		t.Error(err)
+	}
+	if got := printed(); !strings.Contains(got, "total  3        30       0") {
+		t.Errorf("no total of 30 requests in\n%s", got)
+	}
+
+	out, printed = output(t)
+	err := run([]string{"-target", "unix:" + filepath.Join(t.TempDir(), "gone"), "-clients", "get=1", "-requests", "3"}, nil, out, out)
+	if !errors.Is(err, errLost) || !strings.Contains(printed(), "3 refused: ") {
+		t.Errorf("%v, and\n%s", err, printed())
+	}
+}
+
+func TestCommands(t *testing.T) {
+	s := httptest.NewServer(load.Handler(1, "v1"))
+	defer s.Close()
+	out, printed := output(t)
+	in, commands := io.Pipe()
+	go func() {
+		io.WriteString(commands, "mark\nsay upgrade 1\ncrashed\nmark\n")
+		commands.Close()
+	}()
+	if err := run([]string{"-target", s.URL, "-commands"}, in, out, out); err != nil {
+		t.Error(err)
+	}
+	if got := printed(); !strings.Contains(got, "around 2 marks") {
+		t.Errorf("the load ignores commands, or does not end with them:\n%s", got)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{
+		{}, {"-target", "x"}, {"-clients", "get"}, {"-clients", "got=1"}, {"-target", "unix:x", "more"}, {"-bogus"},
+	} {
+		out, _ := output(t)
+		if err := run(args, new(bytes.Buffer), out, out); err == nil || errors.Is(err, errLost) {
+			t.Errorf("run(%q) returns %v", args, err)
+		}
+	}
+}
