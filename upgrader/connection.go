@@ -45,8 +45,23 @@ func (u *Upgrader) adopt(p *peer, m wire.Connection, files []*os.File) {
 		_ = c.Close() // a duplicate
 		return
 	}
-	if err := p.Send(wire.Taken{ID: m.ID}); err != nil || !g.deliver(c) {
+	if err := p.Send(wire.Taken{ID: m.ID}); err != nil {
 		_ = c.Close() // without an answer it is the predecessor's
+		return
+	}
+	if !g.deliver(c) { // closed this instant, perhaps because it was replaced
+		go u.passOnTaken(m, c)
+	}
+}
+
+// passOnTaken gives a connection that was promised to the predecessor to the
+// next generation. Without one it ends with the listener.
+func (u *Upgrader) passOnTaken(m wire.Connection, c net.Conn) {
+	defer c.Close() // a duplicate
+	if sc, ok := c.(syscall.Conn); ok {
+		if err := u.handOver(m.Listener, sc); err != nil {
+			u.log.Debug("connection closed with its listener", "pid", os.Getpid(), "listener", m.Listener, "err", err)
+		}
 	}
 }
 

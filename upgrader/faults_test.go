@@ -76,6 +76,9 @@ func (p *prober) ask(addr string) {
 // lost: those that a process had accepted when it was killed.
 func (p *prober) check(t *testing.T, lost int64) {
 	t.Helper()
+	for limit := time.Now().Add(deadline); p.answered.Load() == 0 && time.Now().Before(limit); {
+		time.Sleep(time.Millisecond)
+	}
 	p.end()
 	if p.refused.Load() > 0 || p.lost.Load() > lost || p.answered.Load() == 0 {
 		t.Errorf("%d refused, %d lost, %d answered (%v); want 0 refused, at most %d lost",

@@ -28,8 +28,28 @@ func newAlone(t testing.TB, o Options) *Upgrader {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(u.Stop)
+	t.Cleanup(func() {
+		u.Stop()
+		u.sockets.end()
+	})
 	return u
+}
+
+// end closes what the end of a process would.
+func (ss *sockets) end() {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	for _, s := range ss.named {
+		ss.moved = append(ss.moved, s)
+	}
+	for _, s := range ss.moved {
+		if s.parked != nil {
+			_ = s.parked.Close()
+		}
+		if c, ok := s.conn.(io.Closer); ok {
+			_ = c.Close()
+		}
+	}
 }
 
 // heirOf returns the Upgrader of a process that has inherited all that u
@@ -373,7 +393,73 @@ func TestClosedListenerTakesNoDelivery(t *testing.T) {
 	}
 }
 
+// TestEveryChangeWakesThoseWhoWait at a closed gate, all of them.
+func TestEveryChangeWakesThoseWhoWait(t *testing.T) {
+	changes := map[string]struct {
+		change func(*gate)
+		want   error
+	}{
+		"it opens":    {func(g *gate) { g.set(true) }, nil},
+		"a deadline":  {func(g *gate) { _ = g.setDeadline(aLongTimeAgo) }, os.ErrDeadlineExceeded},
+		"it is shut":  {func(g *gate) { g.shut() }, net.ErrClosed},
+		"connections": {func(g *gate) { g.deliver(&net.TCPConn{}); g.deliver(&net.TCPConn{}) }, nil},
+	}
+	for name, tt := range changes {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGate(false, func(time.Time) error { return nil })
+				passed := make(chan error, 2)
+				for range 2 {
+					go func() {
+						_, err := g.pass()
+						passed <- err
+					}()
+				}
+				synctest.Wait()
+				if len(passed) > 0 {
+					t.Fatalf("passed a closed gate: %v", <-passed)
+				}
+				tt.change(g)
+				for range 2 {
+					if err := <-passed; !errors.Is(err, tt.want) {
+						t.Errorf("%v, want %v", err, tt.want)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestClosedGateKeepsTheSocketInterrupted, whatever deadline the user sets: a
+// system call that is just starting must not wait in the kernel.
+func TestClosedGateKeepsTheSocketInterrupted(t *testing.T) {
+	var deadline time.Time // the socket's
+	g := newGate(true, func(d time.Time) error { deadline = d; return nil })
+	g.set(false)
+	must(t, g.setDeadline(time.Now().Add(time.Hour)))
+	must(t, g.setDeadline(time.Time{}))
+	if !deadline.Equal(aLongTimeAgo) {
+		t.Errorf("the socket's deadline is %v, want one in the past", deadline)
+	}
+	g.set(true)
+	if _, err := g.pass(); err != nil || !deadline.IsZero() {
+		t.Errorf("%v; the socket's deadline is %v, want the user's", err, deadline)
+	}
+}
+
 // ---- Close ----
+
+func TestCloseClosesTheDescriptor(t *testing.T) {
+	u := newAlone(t, Options{})
+	before := openFDs(t)
+	l := listenAs(t, u, "main", "tcp", "127.0.0.1:0")
+	p := listenPacketAs(t, u, "dns", "udp", "127.0.0.1:0")
+	must(t, l.Close())
+	must(t, p.Close())
+	if got := openFDs(t); got != before {
+		t.Errorf("%d descriptors more", got-before)
+	}
+}
 
 func TestCloseEndsEveryAccept(t *testing.T) {
 	for _, open := range []bool{false, true} {

@@ -54,13 +54,10 @@ func (u *Upgrader) inherit() (*legacy, error) {
 }
 
 // openChannel returns the handover channel, if it is one and comes from the
-// process that the environment names.
+// process that the environment names. Only then is the descriptor this
+// process's to close.
 func openChannel(e environment) (*net.UnixConn, error) {
-	f, err := fd.Inherit(e.channel, "handover channel")
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", envChannel, err)
-	}
-	c, err := fd.Channel(f)
+	c, err := fd.OpenChannel(e.channel)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", envChannel, err)
 	}
@@ -68,10 +65,14 @@ func openChannel(e environment) (*net.UnixConn, error) {
 	if err == nil && pid != e.predecessor {
 		err = fmt.Errorf("the channel is from process %d, %s is %d", pid, envPredecessor, e.predecessor)
 	}
+	var inherited *os.File
+	if err == nil {
+		inherited, err = fd.Inherit(e.channel, "handover channel")
+	}
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	return c, nil
+	return c, inherited.Close()
 }
 
 func (u *Upgrader) takeDescriptors(e environment, l *legacy) error {

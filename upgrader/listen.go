@@ -62,7 +62,6 @@ func (u *Upgrader) listen(ctx context.Context, name, network, address string) (*
 		return nil, u.explain(err)
 	}
 	l := u.newListener(wire.Socket{Name: name, Kind: kindListener, Network: network, Requested: address}, inner)
-	l.sock.bound(inner.Addr())
 	u.sockets.put(l.sock, parked)
 	return l, nil
 }
@@ -85,11 +84,12 @@ func (u *Upgrader) inheritListener(parked *socket, network, address string) (*Li
 }
 
 func (u *Upgrader) newListener(meta wire.Socket, inner stream) *Listener {
-	if meta.Address == "" {
-		meta.Address = inner.Addr().String()
-	}
 	g := newGate(false, inner.SetDeadline)
-	return &Listener{sock: &socket{Socket: meta, conn: inner, gate: g}, inner: inner, gate: g, owner: u}
+	s := &socket{Socket: meta, conn: inner, gate: g}
+	if s.Address == "" { // new, or the predecessor was gone before it could say
+		s.bound(inner.Addr())
+	}
+	return &Listener{sock: s, inner: inner, gate: g, owner: u}
 }
 
 // bind opens a new listening socket.
@@ -111,6 +111,7 @@ func (u *Upgrader) bind(ctx context.Context, network, address string) (stream, e
 	if err != nil {
 		return nil, errors.Join(err, ln.Close())
 	}
+	keepPath(ln)
 	return inner, nil
 }
 
@@ -143,27 +144,35 @@ func (u *Upgrader) listenPacket(ctx context.Context, name, network, address stri
 	if err != nil {
 		return nil, err
 	}
-	meta := wire.Socket{Name: name, Kind: kindPacket, Network: network, Requested: address}
-	var inner datagram
-	moved := parked
 	if parked != nil && parked.matches(ctx, kindPacket, network, address) {
-		inner, err = inheritPacket(parked)
-		meta.Dev, meta.Ino, moved = parked.Dev, parked.Ino, nil
-	} else {
-		inner, err = u.bindPacket(ctx, network, address)
+		inner, err := inheritPacket(parked)
+		if err != nil {
+			u.sockets.release(name, parked)
+			return nil, err
+		}
+		meta := parked.Socket
+		meta.Kind, meta.Network, meta.Requested = kindPacket, network, address
+		p := u.newPacketConn(meta, inner)
+		u.sockets.put(p.sock, nil)
+		return p, nil
 	}
+	inner, err := u.bindPacket(ctx, network, address)
 	if err != nil {
 		u.sockets.release(name, parked)
 		return nil, u.explain(err)
 	}
-	meta.Address = inner.LocalAddr().String()
+	p := u.newPacketConn(wire.Socket{Name: name, Kind: kindPacket, Network: network, Requested: address}, inner)
+	u.sockets.put(p.sock, parked)
+	return p, nil
+}
+
+func (u *Upgrader) newPacketConn(meta wire.Socket, inner datagram) *PacketConn {
 	g := newGate(false, inner.SetReadDeadline)
 	s := &socket{Socket: meta, conn: inner, gate: g}
-	if parked == moved {
+	if s.Address == "" { // new, or the predecessor was gone before it could say
 		s.bound(inner.LocalAddr())
 	}
-	u.sockets.put(s, moved)
-	return &PacketConn{datagram: inner, sock: s, gate: g, owner: u}, nil
+	return &PacketConn{datagram: inner, sock: s, gate: g, owner: u}
 }
 
 func inheritPacket(parked *socket) (datagram, error) {
@@ -171,8 +180,11 @@ func inheritPacket(parked *socket) (datagram, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inherited %s: %w", parked.describe(), err)
 	}
-	_ = parked.parked.Close() // FilePacketConn works on a duplicate
-	return asDatagram(pc)
+	inner, err := asDatagram(pc)
+	if err == nil {
+		_ = parked.parked.Close() // FilePacketConn works on a duplicate
+	}
+	return inner, err
 }
 
 func (u *Upgrader) bindPacket(ctx context.Context, network, address string) (datagram, error) {
@@ -212,11 +224,13 @@ func (u *Upgrader) AddListener(name string, ln net.Listener) error {
 		return fmt.Errorf("upgrader: add %q: %w", name, err)
 	}
 	addr := ln.Addr()
-	s := socket{Socket: wire.Socket{
-		Name: name, Kind: kindListener, Network: addr.Network(), Requested: addr.String(), Address: addr.String(),
-	}}
+	s := socket{Socket: wire.Socket{Name: name, Kind: kindListener, Network: addr.Network(), Requested: addr.String()}}
 	s.bound(addr)
-	return u.add(s.Socket, inner)
+	if err := u.add(s.Socket, inner); err != nil {
+		return err
+	}
+	keepPath(ln)
+	return nil
 }
 
 // AddFile keeps a duplicate of f's descriptor under name for every generation

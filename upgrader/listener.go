@@ -153,9 +153,13 @@ func asStream(ln net.Listener) (stream, error) {
 	if kind, err := fd.Kind(s); err == nil && kind != kindListener {
 		return nil, fmt.Errorf("%v is a %s socket, want a listening one", ln.Addr(), kind)
 	}
+	return s, nil
+}
+
+// keepPath makes ln leave a unix socket's path alone: it belongs to the
+// committed process, not to whoever closes.
+func keepPath(ln net.Listener) {
 	if ul, ok := ln.(*net.UnixListener); ok {
-		// The path belongs to the committed process, not to whoever closes.
 		ul.SetUnlinkOnClose(false)
 	}
-	return s, nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/go-handover/handover/internal/fd"
@@ -51,6 +52,9 @@ func (s *socket) unlink() error {
 	return os.Remove(s.Address)
 }
 
+// drop closes what nobody has claimed.
+func (s *socket) drop() error { return errors.Join(s.parked.Close(), s.unlink()) }
+
 func (s *socket) describe() string {
 	if s.Kind == kindFile {
 		return fmt.Sprintf("%q (file)", s.Name)
@@ -58,19 +62,31 @@ func (s *socket) describe() string {
 	return fmt.Sprintf("%q (%s %s)", s.Name, s.Network, s.Address)
 }
 
-// bound remembers the identity of a unix socket's path, and the path itself so
-// that it can be found after a chdir.
+// bound remembers what the socket is bound to, and for a unix socket the
+// identity of its path.
 func (s *socket) bound(addr net.Addr) {
-	ua, ok := addr.(*net.UnixAddr)
-	if !ok || ua.Name == "" || ua.Name[0] == '@' {
+	s.Address = absolute(addr.Network(), addr.String())
+	if !isPath(addr.Network(), s.Address) {
 		return
-	}
-	if path, err := filepath.Abs(ua.Name); err == nil {
-		s.Address = path
 	}
 	if fi, err := os.Lstat(s.Address); err == nil {
 		s.Dev, s.Ino = fd.Identity(fi)
 	}
+}
+
+// isPath reports that an address is a unix socket's file, not an abstract name.
+func isPath(network, address string) bool {
+	return strings.HasPrefix(network, "unix") && address != "" && address[0] != '@'
+}
+
+// absolute returns address such that it means the same after a chdir.
+func absolute(network, address string) string {
+	if isPath(network, address) {
+		if path, err := filepath.Abs(address); err == nil {
+			return path
+		}
+	}
+	return address
 }
 
 // matches reports that the parked socket is what the caller asks for.
@@ -78,7 +94,7 @@ func (s *socket) matches(ctx context.Context, kind, network, address string) boo
 	if s.Kind != "" && (s.Kind != kind || s.Network != network) {
 		return false
 	}
-	if s.Kind != "" && s.Requested == address {
+	if s.Kind != "" && (s.Requested == address || s.Address == absolute(network, address)) {
 		return true
 	}
 	return sameAddress(ctx, s.parkedAddr(), network, address)
@@ -88,10 +104,7 @@ func (s *socket) matches(ctx context.Context, kind, network, address string) boo
 // for what the kernel knows.
 func (s *socket) parkedAddr() net.Addr {
 	if ln, err := net.FileListener(s.parked); err == nil {
-		defer ln.Close() // a duplicate
-		if ul, ok := ln.(*net.UnixListener); ok {
-			ul.SetUnlinkOnClose(false)
-		}
+		defer ln.Close() // a duplicate, which unlinks nothing
 		return ln.Addr()
 	}
 	if pc, err := net.FilePacketConn(s.parked); err == nil {
@@ -109,7 +122,7 @@ func sameAddress(ctx context.Context, bound net.Addr, network, address string) b
 	case *net.UDPAddr:
 		return sameHostPort(ctx, b.IP, b.Port, network, address)
 	case *net.UnixAddr:
-		return b.Net == network && b.Name == address
+		return b.Net == network && absolute(network, b.Name) == absolute(network, address)
 	}
 	return false
 }

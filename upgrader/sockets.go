@@ -19,6 +19,8 @@ type sockets struct {
 	named map[string]*socket
 	moved []*socket // inherited under a name that was opened anew with another address
 	open  bool      // the gates
+
+	settled bool // what was unclaimed is closed, and what turns up later is at once
 }
 
 // reserve makes name the caller's. It returns what was inherited or added
@@ -43,10 +45,13 @@ func (ss *sockets) reserve(name string) (parked *socket, err error) {
 func (ss *sockets) release(name string, parked *socket) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	if parked != nil {
+	delete(ss.named, name)
+	switch {
+	case parked == nil:
+	case parked.inherited && ss.settled:
+		_ = parked.drop() // the caller has an error to tell
+	default:
 		ss.named[name] = parked
-	} else {
-		delete(ss.named, name)
 	}
 }
 
@@ -56,7 +61,11 @@ func (ss *sockets) put(s, moved *socket) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	ss.named[s.Name] = s
-	if moved != nil {
+	switch {
+	case moved == nil:
+	case ss.settled:
+		_ = moved.drop() // an address that nobody asks for any more
+	default:
 		ss.moved = append(ss.moved, moved)
 	}
 	if s.gate != nil {
@@ -68,7 +77,8 @@ func (ss *sockets) put(s, moved *socket) {
 func (ss *sockets) park(s *socket) error {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
-	if ss.named[s.Name] != nil {
+	if there := ss.named[s.Name]; there != nil {
+		there.inherited = false // the program wants it, so it stays
 		return fmt.Errorf("%w %q: it is taken", ErrName, s.Name)
 	}
 	ss.named[s.Name] = s
@@ -110,7 +120,7 @@ func (ss *sockets) closeUnclaimed() error {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	gone := ss.moved
-	ss.moved = nil
+	ss.moved, ss.settled = nil, true
 	for name, s := range ss.named {
 		if s.parked != nil && s.inherited {
 			gone = append(gone, s)
@@ -119,7 +129,7 @@ func (ss *sockets) closeUnclaimed() error {
 	}
 	var err error
 	for _, s := range gone {
-		err = errors.Join(err, s.parked.Close(), s.unlink())
+		err = errors.Join(err, s.drop())
 	}
 	return err
 }
@@ -130,6 +140,9 @@ func (ss *sockets) unlinkAll() error {
 	defer ss.mu.Unlock()
 	var err error
 	for _, s := range ss.named {
+		err = errors.Join(err, s.unlink())
+	}
+	for _, s := range ss.moved { // on probation they are not settled yet
 		err = errors.Join(err, s.unlink())
 	}
 	return err
@@ -185,11 +198,13 @@ func (ss *sockets) file(name string) (*os.File, error) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	s := ss.named[name]
-	if s == nil || s.Kind == kindListener || s.Kind == kindPacket {
+	switch {
+	case s == nil, s.Kind == kindListener, s.Kind == kindPacket:
 		return nil, fs.ErrNotExist
-	}
-	if s.parked != nil {
+	case s.parked != nil:
 		s.Kind, s.conn, s.parked = kindFile, s.parked, nil
+	case s.conn == nil: // it is being opened, and is no file
+		return nil, fs.ErrNotExist
 	}
 	return fd.Dup(s.conn, name)
 }

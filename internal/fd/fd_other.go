@@ -18,6 +18,9 @@ func Inherit(int, string) (*os.File, error) { return nil, errors.ErrUnsupported 
 // Pair returns errors.ErrUnsupported.
 func Pair() (*net.UnixConn, *os.File, error) { return nil, nil, errors.ErrUnsupported }
 
+// OpenChannel returns errors.ErrUnsupported.
+func OpenChannel(int) (*net.UnixConn, error) { return nil, errors.ErrUnsupported }
+
 // Channel returns errors.ErrUnsupported.
 func Channel(*os.File) (*net.UnixConn, error) { return nil, errors.ErrUnsupported }
 

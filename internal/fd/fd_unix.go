@@ -73,6 +73,25 @@ func Pair() (local *net.UnixConn, remote *os.File, err error) {
 	return local, remote, nil
 }
 
+// OpenChannel returns a connection over a duplicate of descriptor n, which an
+// exec may have left open in this process. n must be a connected unix stream
+// socket; if it is not, or not the one that was meant, it is somebody else's,
+// perhaps the runtime's own, and so it is not touched.
+func OpenChannel(n int) (*net.UnixConn, error) {
+	sa, err := unix.Getsockname(n)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w", n, os.NewSyscallError("getsockname", err))
+	}
+	if _, ok := sa.(*unix.SockaddrUnix); !ok || kindOf(n) != "stream" {
+		return nil, fmt.Errorf("descriptor %d is not a unix stream socket", n)
+	}
+	dup, err := unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	return Channel(os.NewFile(uintptr(dup), "handover channel"))
+}
+
 // Channel turns f, which it closes, into a connection. f must be a connected
 // unix stream socket.
 func Channel(f *os.File) (*net.UnixConn, error) {
