@@ -214,6 +214,7 @@ func (r *run) commit() {
 		return
 	}
 	r.reach("renamed")
+	r.committed.Store(false) // step says otherwise again if this fails
 	r.tell(wire.Commit{})
 	r.reach("committed")
 }

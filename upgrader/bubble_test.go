@@ -29,7 +29,9 @@ import (
 // test at its other end.
 type farEnd struct {
 	name string
-	p    *process
+	t    testing.TB
+	log  fmt.Stringer                     // of what happened
+	note func(format string, args ...any) // writes it
 
 	said   chan wire.Message // by the other process
 	ended  chan struct{}     // the other process has closed its end, or died
@@ -39,21 +41,30 @@ type farEnd struct {
 	broken  error // what Receive answers once the other process has ended; nil: io.EOF
 	deaf    bool  // nobody reads: Send waits its 5 s and fails
 	heard   []wire.Message
+	rights  []int // that came with them
 	onSend  func(wire.Message)
 	endOnce sync.Once
 	once    sync.Once
 }
 
 func newFarEnd(p *process, name string) *farEnd {
-	f := &farEnd{
-		name: name, p: p,
-		said: make(chan wire.Message, 100), ended: make(chan struct{}), closed: make(chan struct{}),
-	}
-	p.t.Cleanup(f.end)
+	f := newLink(p.t)
+	f.name, f.log, f.note = name, p, p.note
 	return f
 }
 
-func (f *farEnd) Send(m wire.Message, _ ...int) error {
+// newLink returns a channel of no process.
+func newLink(t testing.TB) *farEnd {
+	t.Helper()
+	f := &farEnd{
+		t: t, name: "peer", log: new(strings.Builder), note: func(string, ...any) {},
+		said: make(chan wire.Message, 100), ended: make(chan struct{}), closed: make(chan struct{}),
+	}
+	t.Cleanup(f.end)
+	return f
+}
+
+func (f *farEnd) Send(m wire.Message, rights ...int) error {
 	select {
 	case <-f.ended:
 		return fmt.Errorf("send %T: %w", m, syscall.EPIPE)
@@ -68,13 +79,13 @@ func (f *farEnd) Send(m wire.Message, _ ...int) error {
 		time.Sleep(wire.SendTimeout)
 		return fmt.Errorf("send %T: %w", m, os.ErrDeadlineExceeded)
 	}
-	f.p.note("%s: %T", f.name, m)
+	f.note("%s: %T", f.name, m)
 	if onSend != nil {
 		onSend(m)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.heard = append(f.heard, m)
+	f.heard, f.rights = append(f.heard, m), append(f.rights, rights...)
 	return nil
 }
 
@@ -122,11 +133,11 @@ func (f *farEnd) say(messages ...wire.Message) {
 
 // wantClosed: the process under test holds no descriptor of the channel any more.
 func (f *farEnd) wantClosed() {
-	f.p.t.Helper()
+	f.t.Helper()
 	select {
 	case <-f.closed:
 	default:
-		f.p.t.Errorf("the channel to the %s is open", f.name)
+		f.t.Errorf("the channel to the %s is open", f.name)
 	}
 }
 
@@ -177,24 +188,25 @@ func (f *farEnd) sent() []wire.Message {
 }
 
 func wantHears[M wire.Message](f *farEnd) M {
-	f.p.t.Helper()
+	f.t.Helper()
 	m, ok := hears[M](f)
 	if !ok {
-		f.p.t.Fatalf("%s was not sent a %T\n%s", f.name, m, f.p)
+		f.t.Fatalf("%s was not sent a %T\n%s", f.name, m, f.log)
 	}
 	return m
 }
 
 func wantDoesNotHear[M wire.Message](f *farEnd) {
-	f.p.t.Helper()
+	f.t.Helper()
 	if m, ok := hears[M](f); ok {
-		f.p.t.Fatalf("%s was sent a %T\n%s", f.name, m, f.p)
+		f.t.Fatalf("%s was sent a %T\n%s", f.name, m, f.log)
 	}
 }
 
 // child is a successor that the test plays.
 type child struct {
 	*farEnd
+	p        *process
 	pid      int
 	exited   chan struct{}
 	immortal atomic.Bool // not even SIGKILL is of use
@@ -399,7 +411,7 @@ func (p *process) launch(ctx context.Context) (*successor, error) {
 	if p.launchError != nil {
 		return nil, p.attemptError(PhaseStart, p.launchError)
 	}
-	c := &child{pid: firstChild + len(p.children), exited: make(chan struct{})}
+	c := &child{p: p, pid: firstChild + len(p.children), exited: make(chan struct{})}
 	c.farEnd = newFarEnd(p, fmt.Sprintf("successor %d", 1+len(p.children)))
 	if err := p.pidfile.name(c.pid); err != nil {
 		return nil, p.attemptError(PhaseStart, err)

@@ -4,13 +4,14 @@
 // A program makes an Upgrader first, opens its sockets through it, says when it
 // is ready, and drains when it is told:
 //
-//	u, err := upgrader.New(upgrader.Options{PIDFile: "/run/app.pid"})
+//	u, err := upgrader.New(upgrader.Options{PIDFile: "/run/app/app.pid"})
 //	ln, err := u.Listen(ctx, "http", "tcp", ":8080")
 //	err = u.HandleSignals(ctx, upgrader.Signals{})
 //	go serve(ln)
 //	err = u.Ready()
 //	<-u.Done()
-//	// finish what is under way, until u.Hurry() at the latest, and exit
+//	// finish what is under way, until u.Hurry() at the latest
+//	u.Wait() // and exit
 //
 // An operator puts the new binary in place with rename(2) and sends SIGUSR1 to
 // the process that the pidfile names. That process starts the new one with its

@@ -143,7 +143,6 @@ func (g *gate) setDeadline(t time.Time) error {
 	if !t.IsZero() {
 		g.timer = time.AfterFunc(time.Until(t), g.broadcast)
 	}
-	g.turn.Broadcast()
 	if g.look.Load() {
 		return nil // pass restores it
 	}

@@ -264,6 +264,60 @@ func TestOldestGenerationIsToldToHurry(t *testing.T) {
 	s.gone(first)
 }
 
+// TestHurryReachesPastADrainedGeneration: the word goes down the line although
+// the generations in between have nothing left to do.
+func TestHurryReachesPastADrainedGeneration(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.config.Max = 2
+	s.start()
+	first := s.pidfile()
+	c, err := net.Dial("tcp", s.addr("main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s.askOn(c, "who")
+	if _, err := fmt.Fprintln(c, "sleep 20000"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if !s.upgrade() {
+			t.Fatal("upgrade failed")
+		}
+	}
+	s.waitFor("hurry", func(r record) bool { return r.str("msg") == "hurried" && r.num("pid") == first })
+	s.gone(first)
+}
+
+// TestConnectionPassesADrainedGeneration: an idle connection of the first
+// generation reaches the third although the second has drained.
+func TestConnectionPassesADrainedGeneration(t *testing.T) {
+	t.Parallel()
+	s := newService(t).start()
+	busy, err := net.Dial("tcp", s.addr("main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	s.askOn(busy, "who")
+	if _, err := fmt.Fprintln(busy, "sleep 4000"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if !s.upgrade() {
+			t.Fatal("upgrade failed")
+		}
+	}
+	_ = busy.SetDeadline(time.Now().Add(deadline))
+	if _, err := bufio.NewReader(busy).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	if _, g := s.askOn(busy, "who"); g != 3 {
+		t.Errorf("generation %d has the connection, want 3", g)
+	}
+}
+
 // TestStormOfSignalsStartsOneAttempt: 20 triggers 2 ms apart are one upgrade.
 func TestStormOfSignalsStartsOneAttempt(t *testing.T) {
 	t.Parallel()

@@ -125,6 +125,7 @@ func (r *run) predecessorEnded() {
 	broken := r.pred.err
 	_ = r.pred.Close() // nothing more will be said
 	r.pred = predecessor{manifest: r.pred.manifest}
+	close(r.alone)
 	switch {
 	case broken != nil && !r.state.final() && !r.state.committed():
 		r.abort(broken.Error())
@@ -145,7 +146,7 @@ func (r *run) predecessorSilent() {
 		return
 	}
 	if r.state == waiting {
-		r.warn("no commit", ErrTimeout)
+		r.log.Warn("predecessor silent", "pid", os.Getpid(), "predecessor", r.pred.pid, "err", ErrTimeout)
 		r.giveUp(predecessorSilent, ErrAborted)
 		return
 	}

@@ -163,6 +163,7 @@ func program(path string) error {
 	log.Info("done", "pid", os.Getpid(), "generation", u.Generation(), "err", u.Err().Error())
 	s.drain()
 	log.Info("drained", "pid", os.Getpid(), "generation", u.Generation())
+	u.Wait()
 	return nil
 }
 

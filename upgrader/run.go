@@ -154,6 +154,12 @@ func (r *run) stop(s stopRequest) {
 	case upgrading:
 		r.stopAttempt()
 	case probation:
+		if s.failure != "" {
+			r.confirm() // whatever the successor is, this process is worse
+		}
+		if r.state.final() {
+			return
+		}
 		_ = r.attempt.Send(wire.Stopping{}) // if it is gone, nobody is left to stop
 		r.stopBoth()
 	default:

@@ -1057,7 +1057,6 @@ func TestFailWithoutAPredecessorIsStop(t *testing.T) {
 		"starting":  func(t *testing.T) *process { return newFirst(t, Options{}) },
 		"serving":   func(t *testing.T) *process { return newServing(t, Options{}) },
 		"upgrading": func(t *testing.T) *process { p := newServing(t, Options{}); p.upgrade(PhaseReady); return p },
-		"probation": func(t *testing.T) *process { p := newServing(t, Options{}); p.upgrade(PhaseProbation); return p },
 	}
 	for name, in := range states {
 		t.Run(name, func(t *testing.T) {
@@ -1065,14 +1064,23 @@ func TestFailWithoutAPredecessorIsStop(t *testing.T) {
 				p := in(t)
 				p.Fail(errors.New("the database is gone"))
 				p.wantEnd(stopped, ErrStopped)
-				if name == "probation" {
-					wantHears[wire.Stopping](p.children[0].farEnd)
-				} else {
-					wantFiles(t, p.path)
-				}
+				wantFiles(t, p.path)
 			})
 		})
 	}
+}
+
+// TestFailDuringProbationConfirmsTheSuccessor: the service goes on there.
+func TestFailDuringProbationConfirmsTheSuccessor(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newServing(t, Options{})
+		a, s := p.upgrade(PhaseProbation)
+		p.Fail(errors.New("the listener broke"))
+		a.want(nil)
+		p.wantEnd(draining, ErrUpgraded)
+		wantHears[wire.Confirm](s.farEnd)
+		wantPID(t, p.path, s.pid)
+	})
 }
 
 // TestSuccessorStopsTheService: a deliberate stop of the successor says so, and

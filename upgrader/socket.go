@@ -89,12 +89,17 @@ func absolute(network, address string) string {
 	return address
 }
 
-// matches reports that the parked socket is what the caller asks for.
+// matches reports that the parked socket is what the caller asks for. Package
+// net is not asked about what is no such socket: it would set O_NONBLOCK on it.
 func (s *socket) matches(ctx context.Context, kind, network, address string) bool {
-	if s.Kind != "" && (s.Kind != kind || s.Network != network) {
+	if is, err := fd.Kind(s.parked); err != nil || is != kind {
 		return false
 	}
-	if s.Kind != "" && (s.Requested == address || s.Address == absolute(network, address)) {
+	switch {
+	case s.Kind == "": // the predecessor was gone before it could say
+	case s.Kind != kind || s.Network != network:
+		return false
+	case s.Requested == address || s.Address == absolute(network, address):
 		return true
 	}
 	return sameAddress(ctx, s.parkedAddr(), network, address)

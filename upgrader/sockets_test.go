@@ -134,6 +134,9 @@ func TestSixGenerationsShareOneSocket(t *testing.T) {
 			h, addr := hold(t, u, "main", kind.network, address)
 			must(t, u.Ready())
 			ino, meta := inode(t, h), u.sockets.named["main"].Socket
+			if meta.Address != addr.String() {
+				t.Errorf("it is at %s, said to be at %s", addr, meta.Address)
+			}
 			for range 6 {
 				heir := heirOf(t, u, Options{})
 				next, nextAddr := hold(t, heir, "main", kind.network, address)
@@ -228,6 +231,54 @@ func TestWhichAddressIsTheSame(t *testing.T) {
 	}
 }
 
+// TestWhatWasAskedForIsTheSame without a look at the network or the directory,
+// which may have changed since.
+func TestWhatWasAskedForIsTheSame(t *testing.T) {
+	u := newAlone(t, Options{})
+	h, _ := hold(t, u, "main", "tcp", "127.0.0.1:0")
+	heir := heirOf(t, u, Options{})
+	heir.sockets.named["main"].Requested = "no-such-host.invalid:80"
+	next, _ := hold(t, heir, "main", "tcp", "no-such-host.invalid:80")
+	if inode(t, next) != inode(t, h) {
+		t.Error("another socket")
+	}
+
+	home := t.TempDir()
+	t.Chdir(home)
+	h, _ = hold(t, u, "admin", "unix", "x.sock")
+	t.Chdir(t.TempDir())
+	for _, address := range []string{"x.sock", filepath.Join(home, "x.sock")} {
+		next, _ := hold(t, heirOf(t, u, Options{}), "admin", "unix", address)
+		if inode(t, next) != inode(t, h) {
+			t.Errorf("%s is another socket", address)
+		}
+	}
+}
+
+// TestFileIsNoSocket, though Listen asks for its name: what package net would do
+// to find out, it would do to somebody's pipe.
+func TestFileIsNoSocket(t *testing.T) {
+	for _, described := range []bool{false, true} {
+		t.Run(fmt.Sprintf("described %v", described), func(t *testing.T) {
+			r, w, err := os.Pipe()
+			must(t, err)
+			defer r.Close()
+			defer w.Close()
+			_ = w.Fd() // blocking
+			u := newAlone(t, Options{})
+			must(t, u.AddFile("main", w))
+			heir := heirOf(t, u, Options{})
+			if !described {
+				heir.sockets.named["main"].Socket = wire.Socket{Name: "main"}
+			}
+			listenAs(t, heir, "main", "tcp", "127.0.0.1:0")
+			if flags(t, w)&syscall.O_NONBLOCK != 0 {
+				t.Error("the pipe has become O_NONBLOCK")
+			}
+		})
+	}
+}
+
 // TestAnotherNetworkIsAnotherSocket, though the address is the same: the name
 // says what was asked for.
 func TestAnotherNetworkIsAnotherSocket(t *testing.T) {
@@ -300,6 +351,48 @@ func TestMovedSocketStaysOpenUntilThereIsNoWayBack(t *testing.T) {
 				wantThere(t, then)
 			}
 		})
+	}
+}
+
+// TestMovedPacketSocketIsClosed as well.
+func TestMovedPacketSocketIsClosed(t *testing.T) {
+	u := newAlone(t, Options{})
+	old := listenPacketAs(t, u, "main", "udp", "127.0.0.1:0")
+	heir := heirOf(t, u, Options{})
+	must(t, old.Close())
+	listenPacketAs(t, heir, "main", "udp", "127.0.0.2:0")
+	_, err := heir.ListenPacket(t.Context(), "other", "udp", old.LocalAddr().String())
+	wantText(t, err, `inherited and not claimed: "main" (udp `+old.LocalAddr().String()+")")
+	settle(t, heir)
+	listenPacketAs(t, heir, "other", "udp", old.LocalAddr().String())
+}
+
+// TestClaimingLeaksNoDescriptor, nor does an error.
+func TestClaimingLeaksNoDescriptor(t *testing.T) {
+	u := newAlone(t, Options{})
+	path := filepath.Join(t.TempDir(), "x.sock")
+	listenAs(t, u, "a", "tcp", "127.0.0.1:0")
+	listenAs(t, u, "b", "unix", path)
+	dns := listenPacketAs(t, u, "c", "udp", "127.0.0.1:0")
+	must(t, u.AddFile("d", os.Stdin))
+	heir := heirOf(t, u, Options{})
+	before := openFDs(t)
+	listenAs(t, heir, "a", "tcp", "127.0.0.1:0")
+	listenAs(t, heir, "b", "unix", path)
+	listenPacketAs(t, heir, "c", "udp", dns.LocalAddr().String())
+	f, err := heir.File("d")
+	must(t, err)
+	must(t, f.Close())
+	for range 3 {
+		if _, err := heir.Listen(t.Context(), "a", "tcp", "127.0.0.1:0"); err == nil {
+			t.Error("a name is there twice")
+		}
+		if err := heir.AddFile("d", os.Stdin); err == nil {
+			t.Error("a name is there twice")
+		}
+	}
+	if got := openFDs(t); got != before {
+		t.Errorf("%d descriptors more", got-before)
 	}
 }
 

@@ -144,6 +144,7 @@ type Upgrader struct {
 	err       error                // why done was closed
 	hurry     chan struct{}        // closed by hurryUp
 	hurryOnce sync.Once
+	alone     chan struct{} // closed by run: no predecessor is left
 
 	pidfile       *pidfile // run's, and launch's during an attempt's first phase
 	pidfileShared bool     // it was inherited
@@ -206,6 +207,8 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 	r := &run{Upgrader: u, former: former, attempt: &attempt{}, carrier: u.launch}
 	if l.conn != nil {
 		r.pred = predecessor{peer: newPeer(l.conn, l.pid, u.adopt), manifest: l.manifest, process: l.process}
+	} else {
+		close(u.alone)
 	}
 	go r.loop()
 	return u, nil
@@ -223,6 +226,7 @@ func newUpgrader(o Options) *Upgrader {
 		says:       make(chan string),
 		done:       make(chan struct{}),
 		hurry:      make(chan struct{}),
+		alone:      make(chan struct{}),
 	}
 }
 
@@ -339,9 +343,10 @@ func (u *Upgrader) trigger(ctx context.Context) {
 // the service back by exiting, or by Fail.
 func (u *Upgrader) Stop() { u.end(stopRequest{}) }
 
-// Fail says why this process cannot be the server, and stops it: the
+// Fail says why this process cannot be the server, and stops it. The
 // predecessor serves on, or again if this process is on probation, and reports
-// err. Without a predecessor it is Stop.
+// err. A successor on probation is confirmed, because there is no way back to
+// this process. Without another process that could serve, it is Stop.
 func (u *Upgrader) Fail(err error) {
 	text := "no reason given"
 	if err != nil {
@@ -383,6 +388,18 @@ func (u *Upgrader) Err() error {
 // more than MaxDraining generations drain, or Stop or a stop signal came a
 // second time.
 func (u *Upgrader) Hurry() <-chan struct{} { return u.hurry }
+
+// Wait blocks until the generations before this one have ended, or Hurry is
+// closed. Call it last in main, after this process has drained: an older one
+// that still drains hands its connections over through its successor, and hears
+// from it when to hurry. It returns at once in a process that has no
+// predecessor any more.
+func (u *Upgrader) Wait() {
+	select {
+	case <-u.alone:
+	case <-u.hurry:
+	}
+}
 
 func (u *Upgrader) hurryUp() { u.hurryOnce.Do(func() { close(u.hurry) }) }
 

@@ -84,6 +84,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	}
 	s := srv.Stats()
 	log.Info("drained", "closed_idle", s.ClosedIdle, "late", s.Late, "forced", s.Forced)
+	up.Wait() // an older generation may still need this one
 	return unlessDeliberate(up.Err())
 }
 
