@@ -42,6 +42,7 @@ func startRequester(tb testing.TB, k kind) *requester {
 }
 
 func (q *requester) ask(tb testing.TB) {
+	tb.Helper()
 	if _, err := q.nc.Write(q.request); err != nil {
 		tb.Fatal(err)
 	}
@@ -51,11 +52,11 @@ func (q *requester) ask(tb testing.TB) {
 }
 
 func TestRequestCostsNoAllocation(t *testing.T) {
-	const requests = 2000
+	const requests = 500
 	per := func(k kind) float64 {
 		q := startRequester(t, k)
 		least := 1e9
-		for range 5 { // others allocate too
+		for range 4 { // others allocate too
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			for range requests {
@@ -68,14 +69,16 @@ func TestRequestCostsNoAllocation(t *testing.T) {
 	}
 	plain, grace := per(plainKind), per(graceKind)
 	t.Logf("net/http %.2f, httpgrace %.2f allocations per request", plain, grace)
-	if grace > plain+0.1 {
+	if grace > plain+0.5 { // whatever others allocate meanwhile, one each would be 1
 		t.Errorf("net/http %.2f, httpgrace %.2f allocations per request", plain, grace)
 	}
 }
 
 func TestConnectionCostsLittleMemory(t *testing.T) {
 	const limit = 256
-	if size := unsafe.Sizeof(tcpConn{}); size > limit {
+	size := unsafe.Sizeof(tcpConn{})
+	t.Logf("%d bytes", size)
+	if size > limit {
 		t.Errorf("%d bytes, want at most %d", size, limit)
 	}
 }

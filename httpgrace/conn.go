@@ -18,7 +18,7 @@ const (
 
 	quiet        = 1 << (iota + 2) // nothing of the next request has been delivered
 	encrypted                      // net/http runs TLS above it
-	ahead                          // encrypted, and something came after the request
+	counted                        // all requests since net/http's buffer was empty are of the drain
 	ended                          // nothing more comes from the client
 	parting                        // half-closed by the drain, lingering or closed
 	diverted                       // left http1 for http2
@@ -42,12 +42,11 @@ type conn struct {
 	flags atomic.Uint32
 	dl    deadline
 	http2 atomic.Pointer[http2Conn] // set when it turns out to be HTTP/2
-	got   atomic.Int64              // bytes read since net/http's buffer was empty
+	tally tally
 
 	// Of the one goroutine that reads and calls the handler.
 	largest int       // the largest Read asked for between two requests
 	since   time.Time // at rest since, as far as the drain has seen it
-	used    int64     // of got, by requests of a drain
 	begun   bool      // something was delivered, ever
 	looked  bool      // the last look at the socket is being taken
 }
@@ -122,7 +121,7 @@ func (c *conn) Read(p []byte) (int, error) {
 func (c *conn) read(p []byte) (int, error) {
 	if c.has(quiet) { // not for a body, which bypasses the buffer
 		c.largest = max(c.largest, len(p))
-		c.begin(len(p))
+		c.awaits(len(p))
 	}
 	for {
 		if c.s.draining.Load() && c.leave(len(p)) {
@@ -146,12 +145,9 @@ func (c *conn) read(p []byte) (int, error) {
 // deliver notes that n bytes go to net/http.
 func (c *conn) deliver(n int) {
 	c.begun = true
-	c.got.Add(int64(n))
-	switch st := c.flags.Load(); {
-	case st&quiet != 0 && !shaking(st):
+	c.tally.got.Add(int64(n))
+	if st := c.flags.Load(); st&quiet != 0 && !shaking(st) {
 		c.change(quiet, 0)
-	case st&encrypted != 0 && http.ConnState(st&stateMask) == http.StateActive:
-		c.change(0, ahead)
 	}
 	if c.s.draining.Load() {
 		c.since, c.looked = time.Time{}, false
@@ -168,12 +164,12 @@ func shaking(flags uint32) bool {
 
 // SetReadDeadline sets the deadline that Read observes beside the drain's own.
 //
-// When net/http has read a whole request, it removes the deadline and begins to
-// read ahead. It removes it once more if it has to interrupt that.
+// When net/http has read a request to its end, it removes the deadline and
+// begins to read ahead. It removes it once more when it has interrupted that.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	before, err := c.dl.ask(c.Conn, t)
-	if t.IsZero() && !before.Equal(longAgo) && c.has(ahead) && c.state() == http.StateActive {
-		c.change(ahead, 0)
+	if t.IsZero() && !before.Equal(longAgo) && c.state() == http.StateActive {
+		c.ends()
 	}
 	return err
 }
@@ -238,13 +234,10 @@ func (c *conn) leaves(flag uint32) {
 }
 
 // A tcpConn keeps the ways in which net/http and io.Copy spare a copy.
-type tcpConn struct {
-	conn
-	tcp *net.TCPConn
-}
+type tcpConn struct{ conn }
 
 // ReadFrom is what makes net/http use sendfile.
-func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.tcp.ReadFrom(r) }
+func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.Conn.(io.ReaderFrom).ReadFrom(r) }
 
 // A stater is a connection that is encrypted already; net/http asks it for
 // [http.Request.TLS].
@@ -253,12 +246,9 @@ type stater interface {
 	ConnectionState() tls.ConnectionState
 }
 
-type stateConn struct {
-	conn
-	stater stater
-}
+type stateConn struct{ conn }
 
-func (c *stateConn) ConnectionState() tls.ConnectionState { return c.stater.ConnectionState() }
+func (c *stateConn) ConnectionState() tls.ConnectionState { return c.Conn.(stater).ConnectionState() }
 
 // A connContext finds the way from a request to its connection.
 type connContext struct {

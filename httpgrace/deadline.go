@@ -14,12 +14,13 @@ var longAgo = time.Unix(1, 0)
 // the drain. An interrupted Read has consumed nothing, so the reader can look
 // at the state of the drain and read on, unnoticed by net/http.
 type deadline struct {
-	mu      sync.Mutex
-	asked   time.Time // by net/http or a hijacker; zero: none
-	until   time.Time // by the drain; zero: none
-	stirred bool      // the reader shall look up
-	taken   bool      // nobody sets it any more
-	asks    int       // calls of ask since the last reset
+	mu       sync.Mutex
+	asked    time.Time // by net/http or a hijacker; zero: none
+	until    time.Time // by the drain; zero: none
+	asks     int32     // calls of ask since the last reset
+	stirred  bool      // the reader shall look up
+	released bool      // the drain sets it no more
+	taken    bool      // nobody sets it any more
 }
 
 // ask is SetReadDeadline as net/http calls it. It returns what was asked before.
@@ -42,7 +43,7 @@ func (d *deadline) reset() {
 }
 
 // count returns the number of asks since the last reset.
-func (d *deadline) count() int {
+func (d *deadline) count() int32 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.asks
@@ -58,11 +59,11 @@ func (d *deadline) limit(nc net.Conn, t time.Time) {
 	}
 }
 
-// stir makes the reader look up now, or as soon as it reads, if it still may.
-func (d *deadline) stir(nc net.Conn, may func() bool) {
+// stir makes the reader look up now, or as soon as it reads.
+func (d *deadline) stir(nc net.Conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if may() {
+	if !d.released {
 		d.stirred = true
 		_ = d.apply(nc)
 	}
@@ -77,11 +78,11 @@ func (d *deadline) take(nc net.Conn, t time.Time) {
 	d.taken = true
 }
 
-// release leaves the connection to net/http, or to a hijacker, alone.
+// release leaves the deadline to a hijacker alone.
 func (d *deadline) release(nc net.Conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.until, d.stirred = time.Time{}, false
+	d.until, d.stirred, d.released = time.Time{}, false, true
 	_ = d.apply(nc)
 }
 

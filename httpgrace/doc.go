@@ -27,7 +27,10 @@
 //     answer that is still on its way. A request that meets this close is lost;
 //     no server can help that. It is counted in [Stats].Late.
 //   - Pipelined requests that have arrived are answered before the close.
-//   - HTTP/2: GOAWAY; streams complete.
+//   - HTTP/2: GOAWAY; streams complete. A stream that crosses the GOAWAY is
+//     refused without having been looked at, as by net/http, so that the client
+//     may open it elsewhere. A connection without any stream has a second to
+//     open its first.
 //   - Hijacked: the handler learns of the drain from [Draining]; the drain waits
 //     until it has closed the connection.
 //
@@ -38,5 +41,7 @@
 // All of http.Server's fields and hooks mean what they mean in net/http.
 // Connections that a hook or a hijacker sees are wrapped, so a type assertion
 // to *net.TCPConn fails; their method NetConn returns the wrapped one, as
-// [tls.Conn.NetConn] does.
+// [tls.Conn.NetConn] does. A protocol of the caller's own in TLSNextProto, which
+// may be another HTTP/2, is not touched: it learns of the drain by a function
+// registered with RegisterOnShutdown, and the drain waits for its connections.
 package httpgrace

@@ -3,7 +3,6 @@ package httpgrace
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,15 +14,15 @@ import (
 )
 
 // virtual runs f in a bubble with a server on in-memory connections.
-func virtual(t *testing.T, srv *Server, f func(*testing.T, *bench)) {
+func virtual(t *testing.T, srv *Server, f func(*bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		if srv.Server == nil {
 			srv.Server = &http.Server{Handler: http.HandlerFunc(sleepy)}
 		}
-		b := &bench{t: t, srv: srv, ln: newPipeListener()}
+		b := &bench{T: t, srv: srv, ln: newPipeListener()}
 		b.served = serving(srv, b.ln)
-		f(t, b)
+		f(b)
 		srv.Close()
 		if err := <-b.served; !errors.Is(err, http.ErrServerClosed) {
 			t.Errorf("Serve: %v", err)
@@ -39,26 +38,27 @@ func sleepy(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, "ok")
 }
 
+// A bench is a server in a bubble of virtual time.
 type bench struct {
-	t      *testing.T
+	*testing.T
 	srv    *Server
 	ln     *pipeListener
 	served chan error
 }
 
-func (b *bench) dial() *client { return newClient(b.t, b.ln.dial()) }
+func (b *bench) dial() *client { return newClient(b.T, b.ln.dial()) }
 
 // idle returns a client whose connection is idle.
 func (b *bench) idle() *client {
-	b.t.Helper()
+	b.Helper()
 	c := b.dial()
 	c.ask(get("/"))
 	synctest.Wait()
 	return c
 }
 
-// shutdown returns Shutdown's error and how long it took.
-func (b *bench) shutdown(limit time.Duration) (error, time.Duration) { //nolint:revive // reads better in this order
+// shutdown returns how long Shutdown took, and its error.
+func (b *bench) shutdown(limit time.Duration) (time.Duration, error) {
 	ctx := context.Background()
 	if limit > 0 {
 		var cancel context.CancelFunc
@@ -67,30 +67,30 @@ func (b *bench) shutdown(limit time.Duration) (error, time.Duration) { //nolint:
 	}
 	start := time.Now()
 	err := b.srv.Shutdown(ctx)
-	return err, time.Since(start)
+	return time.Since(start), err
 }
 
 func (b *bench) want(want Stats) {
-	b.t.Helper()
+	b.Helper()
 	synctest.Wait()
 	if st := b.srv.Stats(); st != want {
-		b.t.Errorf("%+v, want %+v", st, want)
+		b.Errorf("%+v, want %+v", st, want)
 	}
 }
 
 func TestIdleConnectionWaitsForOneMoreRequest(t *testing.T) {
-	virtual(t, &Server{IdleWait: time.Second}, func(t *testing.T, b *bench) {
+	virtual(t, &Server{IdleWait: time.Second}, func(b *bench) {
 		c, silent := b.idle(), b.idle()
 		defer silent.nc.Close()
 		go func() {
 			time.Sleep(999 * time.Millisecond)
 			if _, closes := c.ask(get("/")); !closes {
-				t.Error("the close was not announced")
+				b.Error("the close was not announced")
 			}
 			c.nc.Close()
 		}()
-		if err, d := b.shutdown(0); err != nil || d != time.Second+lookTime {
-			t.Errorf("%v after %v", err, d)
+		if d, err := b.shutdown(0); err != nil || d != time.Second+lookTime {
+			b.Errorf("%v after %v", err, d)
 		}
 		b.want(Stats{ClosedIdle: 1})
 	})
@@ -98,16 +98,16 @@ func TestIdleConnectionWaitsForOneMoreRequest(t *testing.T) {
 
 // The wait begins when the connection becomes idle.
 func TestIdleWaitBeginsAfterTheRequestInFlight(t *testing.T) {
-	virtual(t, &Server{IdleWait: time.Second}, func(t *testing.T, b *bench) {
+	virtual(t, &Server{IdleWait: time.Second}, func(b *bench) {
 		c := b.dial()
 		answered := make(chan error, 1)
 		go func() { answered <- c.get("/10s") }()
 		synctest.Wait()
-		if err, d := b.shutdown(0); err != nil || d != 11*time.Second+lookTime {
-			t.Errorf("%v after %v", err, d)
+		if d, err := b.shutdown(0); err != nil || d != 11*time.Second+lookTime {
+			b.Errorf("%v after %v", err, d)
 		}
 		if err := <-answered; err != nil {
-			t.Error(err)
+			b.Error(err)
 		}
 		b.want(Stats{ClosedIdle: 1})
 		c.nc.Close()
@@ -117,11 +117,11 @@ func TestIdleWaitBeginsAfterTheRequestInFlight(t *testing.T) {
 // Without IdleWait, idle connections stay until there is just the time left to
 // close them gently.
 func TestIdleConnectionsAreClosedBeforeTheDeadline(t *testing.T) {
-	virtual(t, &Server{}, func(t *testing.T, b *bench) {
+	virtual(t, &Server{}, func(b *bench) {
 		c := b.idle()
 		defer c.nc.Close()
-		if err, d := b.shutdown(10 * time.Second); err != nil || d != 9*time.Second+lookTime {
-			t.Errorf("%v after %v", err, d)
+		if d, err := b.shutdown(10 * time.Second); err != nil || d != 9*time.Second+lookTime {
+			b.Errorf("%v after %v", err, d)
 		}
 		b.want(Stats{ClosedIdle: 1})
 	})
@@ -162,25 +162,25 @@ func TestHandlerThatHangsCannotHoldShutdown(t *testing.T) {
 
 // What has begun is not cut before the limit, and then it is counted.
 func TestRequestHalfReadIsKeptUntilTheLimit(t *testing.T) {
-	virtual(t, &Server{IdleWait: time.Millisecond}, func(t *testing.T, b *bench) {
+	virtual(t, &Server{IdleWait: time.Millisecond}, func(b *bench) {
 		c := b.idle()
 		c.send("GET")
 		synctest.Wait()
-		if err, d := b.shutdown(10 * time.Second); !errors.Is(err, context.DeadlineExceeded) || d != 10*time.Second {
-			t.Errorf("%v after %v", err, d)
+		if d, err := b.shutdown(10 * time.Second); !errors.Is(err, context.DeadlineExceeded) || d != 10*time.Second {
+			b.Errorf("%v after %v", err, d)
 		}
 		b.want(Stats{Forced: 1})
 	})
 }
 
 func TestCancelledShutdownReturnsAtOnce(t *testing.T) {
-	virtual(t, &Server{}, func(t *testing.T, b *bench) {
+	virtual(t, &Server{}, func(b *bench) {
 		b.idle()
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(b.Context())
 		time.AfterFunc(time.Second, cancel)
 		start := time.Now()
 		if err := b.srv.Shutdown(ctx); !errors.Is(err, context.Canceled) || time.Since(start) != time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
+			b.Errorf("%v after %v", err, time.Since(start))
 		}
 		b.want(Stats{Forced: 1})
 	})
@@ -270,7 +270,7 @@ func TestDrainingTellsHandlers(t *testing.T) {
 	virtual(t, &Server{Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		<-Draining(r.Context())
 		io.WriteString(w, "it is time")
-	})}}, func(t *testing.T, b *bench) {
+	})}}, func(b *bench) {
 		c := b.dial()
 		body := make(chan string, 1)
 		go func() {
@@ -279,11 +279,11 @@ func TestDrainingTellsHandlers(t *testing.T) {
 			body <- s
 		}()
 		synctest.Wait()
-		if err, d := b.shutdown(time.Minute); err != nil || d != 0 {
-			t.Errorf("%v after %v", err, d)
+		if d, err := b.shutdown(time.Minute); err != nil || d != 0 {
+			b.Errorf("%v after %v", err, d)
 		}
 		if s := <-body; s != "it is time" {
-			t.Error(s)
+			b.Error(s)
 		}
 	})
 	if Draining(t.Context()) != nil {
@@ -294,64 +294,64 @@ func TestDrainingTellsHandlers(t *testing.T) {
 // The limits of net/http are kept.
 func TestIdleTimeoutEndsTheWait(t *testing.T) {
 	srv := &Server{Server: &http.Server{Handler: http.HandlerFunc(sleepy), IdleTimeout: 2 * time.Second}, IdleWait: time.Minute}
-	virtual(t, srv, func(t *testing.T, b *bench) {
+	virtual(t, srv, func(b *bench) {
 		c := b.idle()
 		defer c.nc.Close()
-		if err, d := b.shutdown(0); err != nil || d != 2*time.Second {
-			t.Errorf("%v after %v", err, d)
+		if d, err := b.shutdown(0); err != nil || d != 2*time.Second {
+			b.Errorf("%v after %v", err, d)
 		}
 	})
 }
 
 func TestReadHeaderTimeoutEndsAHalfRequest(t *testing.T) {
 	srv := &Server{Server: &http.Server{Handler: http.HandlerFunc(sleepy), ReadHeaderTimeout: 2 * time.Second}}
-	virtual(t, srv, func(t *testing.T, b *bench) {
+	virtual(t, srv, func(b *bench) {
 		c := b.dial()
 		c.send("GET / HT")
 		go io.Copy(io.Discard, c.nc)
 		synctest.Wait()
-		if err, d := b.shutdown(time.Minute); err != nil || d != 2*time.Second {
-			t.Errorf("%v after %v", err, d)
+		if d, err := b.shutdown(time.Minute); err != nil || d != 2*time.Second {
+			b.Errorf("%v after %v", err, d)
 		}
 	})
 }
 
 func TestSecondShutdownWaitsForTheFirst(t *testing.T) {
-	virtual(t, &Server{IdleWait: 3 * time.Second}, func(t *testing.T, b *bench) {
+	virtual(t, &Server{IdleWait: 3 * time.Second}, func(b *bench) {
 		b.idle()
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
-				if err, d := b.shutdown(0); err != nil || d != 3*time.Second+lookTime {
-					t.Errorf("%v after %v", err, d)
+				if d, err := b.shutdown(0); err != nil || d != 3*time.Second+lookTime {
+					b.Errorf("%v after %v", err, d)
 				}
 			})
 		}
 		wg.Wait()
-		if err, d := b.shutdown(0); err != nil || d != 0 {
-			t.Errorf("later: %v after %v", err, d)
+		if d, err := b.shutdown(0); err != nil || d != 0 {
+			b.Errorf("later: %v after %v", err, d)
 		}
 	})
 }
 
 func TestCloseEndsShutdown(t *testing.T) {
-	virtual(t, &Server{}, func(t *testing.T, b *bench) {
+	virtual(t, &Server{}, func(b *bench) {
 		b.idle()
 		shut := make(chan error, 1)
-		go func() { shut <- b.srv.Shutdown(t.Context()) }()
+		go func() { shut <- b.srv.Shutdown(b.Context()) }()
 		synctest.Wait()
 		if err := b.srv.Close(); err != nil {
-			t.Error(err)
+			b.Error(err)
 		}
 		if err := <-shut; !errors.Is(err, http.ErrServerClosed) {
-			t.Error(err)
+			b.Error(err)
 		}
 		b.want(Stats{Forced: 1})
 		if err := b.srv.Serve(newPipeListener()); !errors.Is(err, http.ErrServerClosed) {
-			t.Errorf("Serve after Close: %v", err)
+			b.Errorf("Serve after Close: %v", err)
 		}
 		if err := b.srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-			t.Errorf("ListenAndServe after Close: %v", err)
+			b.Errorf("ListenAndServe after Close: %v", err)
 		}
 	})
 }
@@ -366,152 +366,4 @@ func TestShutdownBeforeServe(t *testing.T) {
 		t.Error(err)
 	}
 	<-ln.done // closed, as net/http does
-}
-
-// A socket that another process has made blocking holds Accept and Close for
-// ever.
-func TestListenerThatCannotBeStoppedIsAbandoned(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := &Server{Server: &http.Server{Handler: http.HandlerFunc(sleepy)}}
-		ln := &stuckListener{make(chan struct{})}
-		served := serving(srv, ln)
-		synctest.Wait()
-		start := time.Now()
-		err := srv.Shutdown(t.Context())
-		if err == nil || time.Since(start) != stopTimeout {
-			t.Errorf("%v after %v", err, time.Since(start))
-		}
-		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-			t.Errorf("Serve: %v", err)
-		}
-		close(ln.release)
-	})
-}
-
-type stuckListener struct{ release chan struct{} }
-
-func (l *stuckListener) Accept() (net.Conn, error) {
-	<-l.release
-	return nil, net.ErrClosed
-}
-
-func (l *stuckListener) Close() error {
-	<-l.release
-	return nil
-}
-func (l *stuckListener) Addr() net.Addr { return &net.TCPAddr{Port: 80} }
-
-// A connection that accept(2) has returned when the drain begins is drained,
-// although the server does not know it yet.
-func TestConnectionBeingAcceptedIsDrained(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		srv := &Server{Server: &http.Server{Handler: http.HandlerFunc(sleepy)}}
-		ln := &slowListener{conns: make(chan net.Conn, 1)}
-		served := serving(srv, ln)
-		synctest.Wait()
-		shut := make(chan error, 1)
-		go func() { shut <- srv.Shutdown(t.Context()) }()
-		synctest.Wait()
-		here, there := net.Pipe()
-		ln.conns <- there
-		if err := newClient(t, here).get("/"); err != nil {
-			t.Error(err)
-		}
-		here.Close()
-		if err := <-shut; err != nil {
-			t.Error(err)
-		}
-		<-served
-	})
-}
-
-// slowListener is not interrupted by Close: its Accept has a connection.
-type slowListener struct{ conns chan net.Conn }
-
-func (l *slowListener) Accept() (net.Conn, error) { return <-l.conns, nil }
-func (l *slowListener) Close() error              { return nil }
-func (l *slowListener) Addr() net.Addr            { return &net.TCPAddr{Port: 80} }
-
-// A request that meets the close cannot be saved, but it is counted, and its
-// client is not reset before it has read the end of the stream.
-func TestRequestThatMeetsTheCloseIsCounted(t *testing.T) {
-	for _, tls := range []bool{false, true} {
-		t.Run(fmt.Sprintf("TLS %v", tls), func(t *testing.T) {
-			r := startRig(t, rigOptions{kind: graceKind, tls: tls})
-			late, punctual := r.dial(), r.dial()
-			late.ask(get("/"))
-			punctual.ask(get("/"))
-			r.waitState(http.StateIdle)
-			r.waitState(http.StateIdle)
-			r.shutdown(20 * time.Second)
-			r.grace().dismissIdle()
-			for _, c := range []*client{late, punctual} {
-				if err := c.ends(); err != nil {
-					t.Errorf("end: %v", err)
-				}
-			}
-			late.send(get("/"))
-			late.nc.Close()
-			punctual.nc.Close()
-			r.drained()
-			if st := r.grace().Stats(); st != (Stats{ClosedIdle: 2, Late: 1}) {
-				t.Errorf("%+v", st)
-			}
-		})
-	}
-}
-
-// When the last call comes, what is in the socket is served, although the
-// reader has not been scheduled to read it.
-func TestRequestInTheSocketAtTheLastCallIsServed(t *testing.T) {
-	r := startRig(t, rigOptions{kind: graceKind, spy: true})
-	c := r.dial()
-	c.ask(get("/"))
-	r.waitState(http.StateIdle)
-	r.shutdown(20 * time.Second)
-	if err := c.send(get("/")); err != nil {
-		t.Fatal(err)
-	}
-	r.grace().dismissIdle()
-	if _, _, err := c.answer(); err != nil {
-		t.Error(err)
-	}
-	c.nc.Close()
-	r.drained()
-}
-
-func TestStatsCountConnectionsByState(t *testing.T) {
-	virtual(t, &Server{Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/hijack" {
-			w.(http.Hijacker).Hijack()
-			return
-		}
-		sleepy(w, r)
-	})}}, func(t *testing.T, b *bench) {
-		fresh, _, active, hijacked := b.dial(), b.idle(), b.dial(), b.dial()
-		go active.get("/10s")
-		hijacked.send(get("/hijack"))
-		b.want(Stats{New: 1, Idle: 1, Active: 1, Hijacked: 1})
-		fresh.nc.Close()
-		b.want(Stats{Idle: 1, Active: 1, Hijacked: 1})
-		b.srv.Close()
-		time.Sleep(time.Minute)
-		b.want(Stats{Forced: 3})
-	})
-}
-
-func TestHijackedConnectionsAreClosedAtTheLimit(t *testing.T) {
-	virtual(t, &Server{Server: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.(http.Hijacker).Hijack()
-	})}}, func(t *testing.T, b *bench) {
-		c := b.dial()
-		c.send(get("/"))
-		synctest.Wait()
-		if err, d := b.shutdown(5 * time.Second); !errors.Is(err, context.DeadlineExceeded) || d != 5*time.Second {
-			t.Errorf("%v after %v", err, d)
-		}
-		if err := c.ends(); err != nil {
-			t.Error(err)
-		}
-	})
 }

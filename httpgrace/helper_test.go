@@ -292,6 +292,18 @@ func (c *client) ask(request string) (body string, closes bool) {
 	return body, closes
 }
 
+// askUntilTold asks until the close is announced. It need not be on the first
+// answer of the drain, if the request came so quickly that it was read ahead.
+func (c *client) askUntilTold() {
+	c.t.Helper()
+	for range 100 {
+		if _, closes := c.ask(post("/", "once more")); closes {
+			return
+		}
+	}
+	c.t.Error("the close is never announced")
+}
+
 // get is a round trip that may fail.
 func (c *client) get(path string) error {
 	if err := c.send(get(path)); err != nil {

@@ -49,9 +49,6 @@ func (s *Server) newHTTP2() *http.Server {
 // the connection is closed, as net/http closes it then.
 func (s *Server) serveHTTP2(_ *http.Server, tc *tls.Conn, _ http.Handler) {
 	c := s.find(tc)
-	if c == nil {
-		return
-	}
 	state := tc.ConnectionState()
 	if !s.secure(&state) {
 		_, _ = tc.Write(goAwayFrame(0, inadequateSecurity))

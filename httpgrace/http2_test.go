@@ -55,8 +55,10 @@ func (r *rig) httpClient(p protocol) *http.Client {
 }
 
 func TestHTTP2StreamsInFlightComplete(t *testing.T) {
+	t.Parallel()
 	for _, p := range protocols[2:] {
 		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
 			const streams = 10
 			started := make(chan struct{}, streams)
 			release := make(chan struct{})
@@ -103,8 +105,10 @@ func TestHTTP2StreamsInFlightComplete(t *testing.T) {
 
 // The drain does not wait for idle HTTP/2 connections: they are told.
 func TestHTTP2IdleConnectionIsToldToGo(t *testing.T) {
+	t.Parallel()
 	for _, p := range protocols[2:] {
 		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
 			r := startRig(t, rigOptions{kind: graceKind, tls: p.tls, edit: func(hs *http.Server) { hs.Protocols = p.spoken() }})
 			resp, err := r.httpClient(p).Get(r.url())
 			if err != nil {
@@ -124,8 +128,10 @@ func TestHTTP2IdleConnectionIsToldToGo(t *testing.T) {
 
 // An HTTP/2 connection that was made but not used yet gets its first request in.
 func TestHTTP2ConnectionThatHasJustArrivedIsServed(t *testing.T) {
+	t.Parallel()
 	for _, p := range protocols[2:] {
 		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
 			r := startRig(t, rigOptions{kind: graceKind, tls: p.tls, edit: func(hs *http.Server) { hs.Protocols = p.spoken() }})
 			c := r.dialHTTP2()
 			c.send(clientPreface + emptySettings)
@@ -186,6 +192,37 @@ func (c *client) frames() string {
 	}
 }
 
+// One that completes its handshake when everybody else has been told is told too,
+// also if it asks for nothing.
+func TestHTTP2HandshakeDuringTheDrain(t *testing.T) {
+	t.Parallel()
+	for _, asks := range []bool{true, false} {
+		t.Run(fmt.Sprintf("asks %v", asks), func(t *testing.T) {
+			t.Parallel()
+			r := startRig(t, rigOptions{kind: graceKind, tls: true})
+			nc := r.dialRaw()
+			r.waitState(http.StateNew)
+			start := time.Now()
+			r.shutdown(20 * time.Second)
+			r.tls.NextProtos = []string{"h2"}
+			c := newClient(t, tls.Client(nc, r.tls))
+			c.send(clientPreface + emptySettings)
+			if asks {
+				c.send(headersFrame(1))
+			}
+			got := c.frames()
+			if asks != strings.Contains(got, "DATA 1") || !strings.Contains(got, "GOAWAY") {
+				t.Error(got)
+			}
+			c.nc.Close()
+			r.drained()
+			if d := time.Since(start); d > 10*time.Second {
+				t.Errorf("took %v", d)
+			}
+		})
+	}
+}
+
 func TestHTTP2ConnectionThatSaysNothingIsClosedAtTheLastCall(t *testing.T) {
 	r := startRig(t, rigOptions{kind: graceKind, tls: true})
 	r.tls.NextProtos = []string{"h2"}
@@ -203,11 +240,11 @@ func TestHTTP2ConnectionThatSaysNothingIsClosedAtTheLastCall(t *testing.T) {
 func TestHTTP2OverAWeakCipherIsRefused(t *testing.T) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			weak := []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}
+			weak := tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA
 			r := startRig(t, rigOptions{kind: k, tls: true, edit: func(hs *http.Server) {
-				hs.TLSConfig.CipherSuites = append(weak, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256)
+				hs.TLSConfig.CipherSuites = []uint16{weak, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}
 			}})
-			r.tls.NextProtos, r.tls.MaxVersion, r.tls.CipherSuites = []string{"h2"}, tls.VersionTLS12, weak
+			r.tls.NextProtos, r.tls.MaxVersion, r.tls.CipherSuites = []string{"h2"}, tls.VersionTLS12, []uint16{weak}
 			c := r.dial()
 			c.send(clientPreface)
 			got, _ := io.ReadAll(c.br)

@@ -38,7 +38,7 @@ func newHTTP2Conn(c *conn, nc net.Conn, unread string) *http2Conn {
 }
 
 // stir makes the reader look at the state of the drain.
-func (h *http2Conn) stir() { h.dl.stir(h.Conn, func() bool { return true }) }
+func (h *http2Conn) stir() { h.dl.stir(h.Conn) }
 
 // SetReadDeadline sets the deadline that Read observes beside the drain's own.
 func (h *http2Conn) SetReadDeadline(t time.Time) error {

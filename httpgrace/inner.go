@@ -33,10 +33,14 @@ func (s *Server) configure() {
 	s.http2In = &connListener{conns: make(chan net.Conn), done: s.over}
 	spoken := s.protocols()
 	s.h2c = spoken.UnencryptedHTTP2()
-	spoken.SetUnencryptedHTTP2(false) // we look for it ourselves
+	if spoken.HTTP1() || spoken.HTTP2() { // none at all would mean the default
+		spoken.SetUnencryptedHTTP2(false) // we look for it ourselves
+	}
 	s.http1.Protocols = &spoken
 	if spoken.HTTP2() {
-		s.http1.TLSNextProto = orEmpty(s.http1.TLSNextProto)
+		if s.http1.TLSNextProto == nil {
+			s.http1.TLSNextProto = make(map[string]func(*http.Server, *tls.Conn, http.Handler))
+		}
 		s.http1.TLSNextProto["h2"] = s.serveHTTP2
 	}
 	if s.h2c && !spoken.HTTP1() {
@@ -60,7 +64,7 @@ func (s *Server) protocols() http.Protocols {
 // inner returns a server with the caller's configuration.
 func (s *Server) inner() *http.Server {
 	hs := s.Server
-	return &http.Server{
+	inner := &http.Server{
 		Addr:                         hs.Addr,
 		Handler:                      http.HandlerFunc(s.handle),
 		DisableGeneralOptionsHandler: hs.DisableGeneralOptionsHandler,
@@ -78,6 +82,8 @@ func (s *Server) inner() *http.Server {
 		HTTP2:                        hs.HTTP2,
 		Protocols:                    hs.Protocols,
 	}
+	passOn(hs, inner)
+	return inner
 }
 
 func (s *Server) newHTTP1() *http.Server {
@@ -93,20 +99,11 @@ func (s *Server) newHTTP1() *http.Server {
 	hs.TLSNextProto = maps.Clone(hs.TLSNextProto)
 	for name, serve := range hs.TLSNextProto {
 		hs.TLSNextProto[name] = func(_ *http.Server, tc *tls.Conn, h http.Handler) {
-			if c := s.find(tc); c != nil {
-				c.enter(tc, http.StateActive) // for good: we know nothing of its protocol
-			}
+			s.find(tc).enter(tc, http.StateActive) // for good: its protocol is not known here
 			serve(s.Server, tc, h)
 		}
 	}
 	return hs
-}
-
-func orEmpty[M ~map[K]V, K comparable, V any](m M) M {
-	if m == nil {
-		return make(M)
-	}
-	return m
 }
 
 // handle is the handler of the inner servers.
@@ -126,24 +123,25 @@ func mayClose(r *http.Request) bool {
 	if r.Header.Get("Upgrade") != "" {
 		return false // the header says what becomes of the connection
 	}
-	c := connOf(r.Context())
-	return c == nil || !c.behind(r)
+	return !connOf(r.Context()).behind(r)
 }
 
 func connOf(ctx context.Context) *conn {
-	c, _ := ctx.Value(connKey{}).(*conn) //nolint:errcheck // nil will do
+	c, _ := ctx.Value(connKey{}).(*conn)
 	return c
 }
 
+// connContext runs the caller's hook, and makes sure that requests find their
+// connection whatever the hook returns.
 func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 	c := s.find(nc)
-	if c == nil {
-		return ctx
-	}
 	c.ctx = connContext{ctx, c}
 	ctx = &c.ctx
 	if s.ConnContext != nil {
 		ctx = s.ConnContext(ctx, nc)
+	}
+	if ctx != nil && connOf(ctx) != c { // net/http complains of nil
+		ctx = &connContext{ctx, c}
 	}
 	c.base = ctx
 	return ctx
@@ -151,7 +149,7 @@ func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
 
 func (s *Server) connState(nc net.Conn, state http.ConnState) {
 	c := s.find(nc)
-	if c == nil || state == http.StateClosed && c.has(diverted) {
+	if state == http.StateClosed && c.has(diverted) {
 		return // goes on as an HTTP/2 connection
 	}
 	c.enter(nc, state)

@@ -51,7 +51,7 @@ func (s *Server) serve(ln net.Listener, serve func(net.Listener) error) error {
 	}()
 	select {
 	case err := <-served:
-		if !errors.Is(err, http.ErrServerClosed) {
+		if !errors.Is(err, http.ErrServerClosed) || !s.draining.Load() {
 			return err
 		}
 	case <-s.over:
@@ -97,17 +97,20 @@ func (s *Server) dropListener(l *listener) {
 // Accept returns the next connection, known to the server: from here on the
 // drain waits for it.
 func (l *listener) Accept() (net.Conn, error) {
-	if !l.mayAccept() {
-		return nil, http.ErrServerClosed
-	}
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		if l.s.draining.Load() {
-			return nil, http.ErrServerClosed
+	for tries := 0; l.mayAccept(); {
+		nc, err := l.Listener.Accept()
+		if err == nil {
+			return l.s.track(nc), nil
 		}
-		return nil, err
+		if !l.s.draining.Load() {
+			return nil, err
+		}
+		// The first timeout may be one that expired before Accept looked.
+		if tries++; tries == 2 || !isTimeout(err) {
+			break
+		}
 	}
-	return l.s.track(nc), nil
+	return nil, http.ErrServerClosed
 }
 
 // mayAccept is true until the drain begins, and then as long as connections
@@ -174,7 +177,7 @@ func (s *Server) track(nc net.Conn) net.Conn {
 	var c *conn
 	switch nc := nc.(type) {
 	case *net.TCPConn:
-		t := &tcpConn{tcp: nc}
+		t := new(tcpConn)
 		c = &t.conn
 		c.init(s, nc, t)
 	case *tls.Conn: // net/http must see this very type
@@ -182,7 +185,7 @@ func (s *Server) track(nc net.Conn) net.Conn {
 		c.init(s, nc, nc)
 		c.flags.Store(isForeign)
 	case stater:
-		t := &stateConn{stater: nc}
+		t := new(stateConn)
 		c = &t.conn
 		c.init(s, nc, t)
 	default:

@@ -3,44 +3,71 @@ package httpgrace
 import (
 	"math"
 	"net/http"
+	"sync/atomic"
 )
 
-const (
-	// smallestRequest is the length of "GET / HTTP/1.0" and an empty line.
-	smallestRequest = 18
+// smallestRequest is the length of "GET / HTTP/1.0" and an empty line.
+const smallestRequest = 18
 
-	// recordOverhead is what a TLS record adds to a request, at most.
-	recordOverhead = 29
-)
+// recordOverhead is what a TLS record adds to a request, at most.
+const recordOverhead = 29
 
-// begin counts from here on what is read, if net/http begins to fill an empty
-// buffer.
-func (c *conn) begin(size int) {
+// A tally counts the bytes that net/http has read, as net/http does not show
+// what it has read ahead. It answers two questions: has another request been
+// read behind this one, and, under TLS, has the next one begun?
+type tally struct {
+	got  atomic.Int64 // read so far
+	mark atomic.Int64 // got when the last request had been read to its end
+
+	// Of the goroutine that reads between requests and calls the handler. They
+	// hold while the flag counted is set.
+	base int64 // got when net/http's buffer was empty
+	used int64 // by requests since then
+}
+
+// awaits is called before each Read between two requests.
+func (c *conn) awaits(size int) {
+	t := &c.tally
 	switch st := c.flags.Load(); {
-	case st&quiet == 0:
 	case shaking(st):
-		c.got.Store(math.MinInt32) // no telling what is handshake
-		c.used = 0
-	case st&encrypted != 0:
-		c.got.Store(-recordOverhead)
-		c.used = 0
-	case size == c.largest:
-		c.got.Store(0)
-		c.used = 0
+		t.base = math.MaxInt64 // no telling how much is handshake: take it all for that
+	case st&encrypted != 0 && !c.ahead():
+		t.base = t.got.Load() + recordOverhead
+	case st&encrypted == 0 && size == c.largest:
+		t.base = t.got.Load()
+	default:
+		return
+	}
+	t.used = 0
+	c.change(0, counted)
+}
+
+// ahead reports whether something came after the end of the last request.
+func (c *conn) ahead() bool { return c.tally.got.Load() != c.tally.mark.Load() }
+
+// ends is called when a request has been read to its end. Requests before the
+// drain are not measured, so that they cost nothing.
+func (c *conn) ends() {
+	c.tally.mark.Store(c.tally.got.Load())
+	if !c.s.draining.Load() {
+		c.change(counted, 0)
 	}
 }
 
-// behind reports whether another whole request has been read behind r. It is
-// told by the number of bytes, as net/http does not show its buffer, and may
-// err if r is written in an unusual way: to announce the close too early makes
-// the client send the other again; too late, is no harm.
+// behind reports whether another whole request may have been read behind r,
+// which is of the drain. Then r's response must not announce the close, as
+// net/http would drop the other.
 func (c *conn) behind(r *http.Request) bool {
-	c.used += requestSize(r)
-	return c.got.Load()-c.used >= smallestRequest
+	if !c.has(counted) {
+		return true
+	}
+	t := &c.tally
+	t.used += requestSize(r)
+	return t.got.Load()-t.base-t.used >= smallestRequest
 }
 
 // requestSize returns how long r was when it was sent, if it was written as
-// most do. A chunked body is taken for endless.
+// most are. A chunked body is taken for endless.
 func requestSize(r *http.Request) int64 {
 	if r.ContentLength < 0 {
 		return math.MaxInt32

@@ -19,7 +19,7 @@ func (c *conn) stir() {
 		c.stirForeign()
 		return
 	}
-	c.dl.stir(c.Conn, func() bool { return c.state() != http.StateHijacked })
+	c.dl.stir(c.Conn)
 }
 
 // stirForeign makes net/http give up on a connection whose reads we do not see,
@@ -79,7 +79,7 @@ func (c *conn) atRest(size int) bool {
 	case c.dl.count() != 1:
 		return false
 	case st&encrypted != 0:
-		return st&ahead == 0
+		return !c.ahead()
 	}
 	return size == c.largest
 }

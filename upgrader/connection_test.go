@@ -217,15 +217,13 @@ func TestWhatIsNoConnectionIsRefused(t *testing.T) {
 	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	must(t, err)
 	defer udp.Close()
-	before := openFDs(t)
+	before := fdsBefore(t)
 	for name, sc := range map[string]syscall.Conn{"a pipe": w, "a listener": ls[0].inner, "not connected": udp} {
 		if err := ls[0].owner.handOver("main", sc); err == nil || !strings.Contains(err.Error(), "refused: ") {
 			t.Errorf("%s: %v, want that it is refused", name, err)
 		}
 	}
-	if got := openFDs(t); got != before {
-		t.Errorf("%d descriptors more", got-before)
-	}
+	wantNoMoreFDs(t, before)
 	if flags(t, w)&syscall.O_CLOEXEC == 0 {
 		t.Error("the pipe was touched")
 	}
@@ -325,15 +323,13 @@ func TestUnansweredConnectionIsNotTouched(t *testing.T) {
 	if !ok {
 		t.Fatalf("%T", c.server)
 	}
-	before := openFDs(t)
+	before := fdsBefore(t)
 	f, err := fd.Dup(rc, "connection")
 	must(t, err)
 	l := newLink(t)
 	l.end()
 	ls[1].owner.adopt(newPeer(l, 1, nil), wire.Connection{ID: 1, Listener: "main"}, []*os.File{f})
-	if got := openFDs(t); got != before {
-		t.Errorf("%d descriptors more", got-before)
-	}
+	wantNoMoreFDs(t, before)
 	if len(ls[1].gate.adopted) > 0 {
 		t.Error("it is accepted here")
 	}
@@ -345,7 +341,7 @@ func TestHandingOverLeaksNoDescriptor(t *testing.T) {
 	replace(t, ls[0], ls[1])
 	ls[0].gate.set(true)
 	ls[1].gate.set(false) // what is handed over is accepted all the same
-	before := openFDs(t)
+	before := fdsBefore(t)
 	for i := range 200 {
 		d, err := net.Dial("tcp", ls[0].Addr().String())
 		must(t, err)
@@ -366,7 +362,5 @@ func TestHandingOverLeaksNoDescriptor(t *testing.T) {
 		}
 		must(t, d.Close())
 	}
-	if got := openFDs(t); got != before {
-		t.Errorf("%d descriptors more", got-before)
-	}
+	wantNoMoreFDs(t, before)
 }

@@ -97,7 +97,7 @@ func (s *socket) matches(ctx context.Context, kind, network, address string) boo
 	}
 	switch {
 	case s.Kind == "": // the predecessor was gone before it could say
-	case s.Kind != kind || s.Network != network:
+	case s.Network != network:
 		return false
 	case s.Requested == address || s.Address == absolute(network, address):
 		return true

@@ -1,0 +1,83 @@
+package httpgrace
+
+import (
+	"io"
+	"net"
+)
+
+func serving(srv server, ln net.Listener) chan error {
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	return served
+}
+
+func answering(c *client) chan error {
+	answered := make(chan error, 1)
+	go func() {
+		answered <- c.get("/")
+		c.nc.Close()
+	}()
+	return answered
+}
+
+func reading(nc net.Conn) chan string {
+	said := make(chan string, 1)
+	go func() {
+		b, _ := io.ReadAll(nc)
+		said <- string(b)
+	}()
+	return said
+}
+
+// gatedListener accepts nothing until it is opened.
+type gatedListener struct {
+	*net.TCPListener
+	open chan struct{}
+}
+
+func (l *gatedListener) Accept() (net.Conn, error) {
+	<-l.open
+	return l.TCPListener.Accept()
+}
+
+type event struct {
+	c    chan struct{}
+	fire func()
+}
+
+func newEvent() event {
+	c := make(chan struct{})
+	return event{c, func() { close(c) }}
+}
+
+// pipeListener is a listener of in-memory connections, for virtual time.
+type pipeListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+}
+
+func newPipeListener() *pipeListener {
+	return &pipeListener{make(chan net.Conn), make(chan struct{})}
+}
+
+func (l *pipeListener) dial() net.Conn {
+	here, there := net.Pipe()
+	l.conns <- there
+	return here
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case nc := <-l.conns:
+		return nc, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	close(l.done)
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
