@@ -137,8 +137,10 @@ var exchanges = []exchange{
 	{
 		name: "timeout handler", send: closing("GET", "/"),
 		handler: func(w http.ResponseWriter, r *http.Request) {
-			http.TimeoutHandler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-				<-r.Context().Done()
+			release := make(chan struct{})
+			defer close(release)
+			http.TimeoutHandler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				<-release
 			}), time.Millisecond, "too late").ServeHTTP(w, r)
 		},
 	},

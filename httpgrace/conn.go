@@ -234,10 +234,13 @@ func (c *conn) leaves(flag uint32) {
 }
 
 // A tcpConn keeps the ways in which net/http and io.Copy spare a copy.
-type tcpConn struct{ conn }
+type tcpConn struct {
+	conn
+	tcp *net.TCPConn
+}
 
 // ReadFrom is what makes net/http use sendfile.
-func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.Conn.(io.ReaderFrom).ReadFrom(r) }
+func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.tcp.ReadFrom(r) }
 
 // A stater is a connection that is encrypted already; net/http asks it for
 // [http.Request.TLS].
@@ -246,9 +249,12 @@ type stater interface {
 	ConnectionState() tls.ConnectionState
 }
 
-type stateConn struct{ conn }
+type stateConn struct {
+	conn
+	stater stater
+}
 
-func (c *stateConn) ConnectionState() tls.ConnectionState { return c.Conn.(stater).ConnectionState() }
+func (c *stateConn) ConnectionState() tls.ConnectionState { return c.stater.ConnectionState() }
 
 // A connContext finds the way from a request to its connection.
 type connContext struct {

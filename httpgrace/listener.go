@@ -177,7 +177,7 @@ func (s *Server) track(nc net.Conn) net.Conn {
 	var c *conn
 	switch nc := nc.(type) {
 	case *net.TCPConn:
-		t := new(tcpConn)
+		t := &tcpConn{tcp: nc}
 		c = &t.conn
 		c.init(s, nc, t)
 	case *tls.Conn: // net/http must see this very type
@@ -185,7 +185,7 @@ func (s *Server) track(nc net.Conn) net.Conn {
 		c.init(s, nc, nc)
 		c.flags.Store(isForeign)
 	case stater:
-		t := new(stateConn)
+		t := &stateConn{stater: nc}
 		c = &t.conn
 		c.init(s, nc, t)
 	default:

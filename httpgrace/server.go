@@ -13,7 +13,7 @@ import (
 
 // DefaultDrainTimeout is the limit of the drain at the end of
 // [Server.ServeUntil] where [Server.DrainTimeout] is zero.
-const DefaultDrainTimeout = time.Minute
+const DefaultDrainTimeout = 10 * time.Minute
 
 const (
 	// lingerTimeout is how long a half-closed connection is still read from.

@@ -181,3 +181,34 @@ func requests(n int) string {
 	}
 	return s.String()
 }
+
+// Under TLS net/http's buffer is out of sight. What it reads ahead while a
+// handler runs is noticed all the same.
+func TestRequestBegunDuringTheLastOneIsAnsweredOverTLS(t *testing.T) {
+	for k := 1; k < 6; k++ {
+		release := make(chan struct{})
+		r := startRig(t, rigOptions{kind: graceKind, tls: true, spy: true, handler: waiting(release)})
+		c := r.dial()
+		c.send(get("/wait"))
+		if _, err := c.br.Peek(1); err != nil {
+			t.Fatal(err)
+		}
+		r.forgetReads()
+		c.send(get("/")[:k])
+		<-r.read
+		close(release)
+		if _, _, err := c.answer(); err != nil {
+			t.Fatal(err)
+		}
+		r.waitState(http.StateIdle)
+		r.shutdown(20 * time.Second)
+		r.forgetReads()
+		r.grace().dismissIdle()
+		<-r.started
+		c.send(get("/")[k:])
+		if _, _, err := c.answer(); err != nil {
+			t.Errorf("%d bytes: %v, %+v", k, err, r.grace().Stats())
+		}
+		r.srv.Close()
+	}
+}

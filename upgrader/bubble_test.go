@@ -331,6 +331,9 @@ func newProcess(t *testing.T, o Options, prepare func(*process)) *process {
 	p.sockets.put(&socket{Socket: wire.Socket{Name: "main", Kind: kindListener}, gate: p.gate}, nil)
 	p.r = &run{Upgrader: p.Upgrader, attempt: &attempt{}, carrier: p.launch}
 	prepare(p)
+	if p.predecessor == nil {
+		close(p.alone)
+	}
 	go p.r.loop()
 	t.Cleanup(p.finish)
 	return p
@@ -531,7 +534,7 @@ func (p *process) wantExactly(d time.Duration, what string, happened func() bool
 	if happened() {
 		p.t.Fatalf("%s before %v had passed\n%s", what, d, p)
 	}
-	time.Sleep(1)
+	time.Sleep(time.Nanosecond)
 	synctest.Wait()
 	if !happened() {
 		p.t.Fatalf("not %s after %v\n%s", what, d, p)

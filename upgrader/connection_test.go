@@ -295,7 +295,7 @@ func TestListenerThatIsClosedAsItTakes(t *testing.T) {
 			must(t, err)
 			must(t, c.server.Close())
 			l := newLink(t)
-			l.watch(func(m wire.Message) { // taken is on its way, and nothing can be taken back
+			l.watch(func(wire.Message) { // taken is on its way, and nothing can be taken back
 				if replaced {
 					replace(t, ls[1], ls[2])
 				}

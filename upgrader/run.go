@@ -154,16 +154,25 @@ func (r *run) stop(s stopRequest) {
 	case upgrading:
 		r.stopAttempt()
 	case probation:
-		if s.failure != "" {
-			r.confirm() // whatever the successor is, this process is worse
-		}
-		if r.state.final() {
-			return
-		}
-		_ = r.attempt.Send(wire.Stopping{}) // if it is gone, nobody is left to stop
-		r.stopBoth()
+		r.stopDuringProbation(s)
 	default:
 		r.hurryUp()
+	}
+}
+
+func (r *run) stopDuringProbation(s stopRequest) {
+	if s.failure != "" {
+		r.confirm() // whatever the successor is, this process is worse
+	}
+	if r.state == probation {
+		if !r.attempt.dead() && r.attempt.Send(wire.Stopping{}) == nil {
+			r.stopBoth()
+			return
+		}
+		r.rollBack(successorDied, errEnded) // else nobody removes its names
+	}
+	if r.state == serving {
+		r.stopCommitted()
 	}
 }
 

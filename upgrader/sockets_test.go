@@ -427,7 +427,7 @@ func TestUnclaimedSocketIsClosedAtReady(t *testing.T) {
 	settle(t, heir)
 	wantDials(t, old.Addr(), false)
 	wantGone(t, path)
-	if _, err := r.Read(make([]byte, 1)); err != io.EOF { //nolint:errorlint // Read returns it bare
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the pipe: %v, want EOF", err)
 	}
 	if got := heir.sockets.unclaimed(); len(got) > 0 {
