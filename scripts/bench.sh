@@ -75,9 +75,9 @@ awk '
 	}
 	name == "BenchmarkMemory" {
 		row("memory in the first generation", "<= 64 KiB", sprintf("%.0f KiB", v["first-KiB"]), v["first-KiB"] <= 64)
-		row("the same, goroutines", "<= 4", v["first-goroutines"], v["first-goroutines"] <= 4)
+		row("the same, goroutines", "<= 4", v["first-goroutines"] + 0, v["first-goroutines"] <= 4)
 		row("memory in the second generation", "<= 64 KiB", sprintf("%.0f KiB", v["second-KiB"]), v["second-KiB"] <= 64)
-		row("the same, goroutines", "<= 4", v["second-goroutines"], v["second-goroutines"] <= 4)
+		row("the same, goroutines", "<= 4", v["second-goroutines"] + 0, v["second-goroutines"] <= 4)
 	}
 	name == "BenchmarkListeners" {
 		for (n = 100; n <= 1000; n *= 10) {

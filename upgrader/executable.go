@@ -63,15 +63,12 @@ func invoked(argv0, running string) string {
 	if err != nil {
 		return ""
 	}
-	// A binary that was replaced since it started is no longer what lies at
-	// running, so the same place is as good as the same file.
-	if resolved, err := filepath.EvalSymlinks(path); err == nil && resolved == running {
-		return path
+	// The binary may have been replaced since it started, so this compares what
+	// lies at the two places now.
+	if self, err := os.Stat(running); err != nil || !os.SameFile(there, self) {
+		return ""
 	}
-	if self, err := os.Stat(running); err == nil && os.SameFile(there, self) {
-		return path
-	}
-	return ""
+	return path
 }
 
 func (e executable) path() string { return e.file }

@@ -18,6 +18,7 @@ type predecessor struct {
 	process  *os.Process
 	limit    <-chan time.Time // of the current wait
 	looked   bool             // that limit has run out once
+	silent   bool             // it was not waited for any longer
 	overdue  <-chan time.Time // when it should have drained
 }
 
@@ -151,21 +152,27 @@ func (r *run) predecessorSilent() {
 		return
 	}
 	_ = r.pred.Send(wire.Confirm{}) // it finds this when it wakes up
+	r.pred.silent = true
 	r.settle()
 	r.step(predecessorSilent)
 }
 
 func (r *run) abort(reason string) {
 	switch {
-	case r.state == onProbation:
+	case r.state == onProbation || r.state == serving && r.pred.silent:
+		// It may have been silent for long, and taken the service back as the first
+		// thing that it did: then it must not find two who serve.
+		r.pred.overdue = nil
 		r.sockets.setGates(false)
 		_ = r.pred.Send(wire.Stopping{}) // if it is gone, nobody waits for it
 		// The predecessor has put its own back, so this removes only a pidfile that
 		// it does not keep.
 		r.warn("pidfile not removed", r.pidfile.remove())
 		r.leave(rolledBack, fmt.Errorf("%w: %s", ErrRolledBack, reason))
-	case !r.state.final():
+	case r.state == starting || r.state == waiting:
 		r.giveUp(aborted, fmt.Errorf("%w: %s", ErrAborted, reason))
+	case !r.state.final():
+		r.log.Warn("abort ignored", "pid", os.Getpid(), "state", r.state, "reason", reason)
 	default:
 		// It is the answer to Fail on probation, and the predecessor waits to hear
 		// that this process drains and does not hang.

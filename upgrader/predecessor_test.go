@@ -254,6 +254,40 @@ func TestAbort(t *testing.T) {
 			}
 		})
 	})
+	t.Run("serving on its own", func(t *testing.T) {
+		// The predecessor was stopped for long, and has taken the service back as
+		// soon as it woke up. It must not find two who serve.
+		bubble(t, func(t *testing.T) {
+			p := newSuccessor(t, 2, Options{}, manifest)
+			p.bring(onProbation)
+			time.Sleep(time.Minute)
+			p.wantState(serving)
+			p.predecessor.say(abort)
+			p.wantEnd(stopped, ErrRolledBack)
+			p.wantOpen(false)
+			wantHears[wire.Stopping](p.predecessor) // acknowledged
+			time.Sleep(time.Hour)
+			p.wantNever("log: predecessor did not finish its drain: killed")
+		})
+	})
+	for _, in := range []state{serving, upgrading, probation} {
+		t.Run(in.String()+", confirmed", func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newSuccessor(t, 2, Options{}, manifest)
+				p.bring(serving)
+				switch in {
+				case upgrading:
+					p.upgrade(PhaseReady)
+				case probation:
+					p.upgrade(PhaseProbation)
+				default: // it serves
+				}
+				p.predecessor.say(abort) // it has no business to
+				p.wantState(in)
+				wantDoesNotHear[wire.Stopping](p.predecessor)
+			})
+		})
+	}
 	t.Run("stopped", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			p := newSuccessor(t, 2, Options{}, manifest)
@@ -265,6 +299,28 @@ func TestAbort(t *testing.T) {
 			wantHears[wire.Stopping](p.predecessor) // acknowledged as well
 		})
 	})
+}
+
+// TestEndOnProbationIsTheEnd: a successor that was rolled back, or stops, drains
+// for as long as it likes. Nothing is left of the wait for confirm.
+func TestEndOnProbationIsTheEnd(t *testing.T) {
+	ends := map[string]func(*process){
+		"rolled back": func(p *process) { p.predecessor.say(wire.Abort{}) },
+		"stopped":     (*process).Stop,
+		"failed":      func(p *process) { p.Fail(nil) },
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newSuccessor(t, 2, Options{DrainTimeout: -1}, manifest)
+				p.bring(onProbation)
+				end(p)
+				time.Sleep(1000 * time.Hour)
+				p.wantState(stopped)
+				wantDoesNotHear[wire.Confirm](p.predecessor)
+			})
+		})
+	}
 }
 
 // TestStopOfTheSuccessor: Stop ends one that is not committed alone, a stop

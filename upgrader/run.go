@@ -87,6 +87,7 @@ func (r *run) step(e event, attrs ...slog.Attr) {
 // this process had to do for the other one, and Err set.
 func (r *run) leave(e event, why error) {
 	r.step(e, slog.Any("err", why))
+	r.pred.limit = nil // whatever the predecessor was to say, it is no longer waited for
 	if r.options.DrainTimeout > 0 {
 		time.AfterFunc(r.options.DrainTimeout, r.hurryUp)
 	}

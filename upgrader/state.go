@@ -15,7 +15,9 @@ import "fmt"
 //	   ▼                 ▼                                                    ▼
 //	stopped ◀── Stop, from every state but draining                       draining
 //
-// draining and stopped are final: Done is closed on entry.
+// draining and stopped are final: Done is closed on entry. One arrow is left
+// out: from serving to stopped, if a predecessor that was silent for too long
+// has taken the service back when it woke up.
 type state uint8
 
 const (
@@ -83,7 +85,7 @@ var moves = map[state]map[event]state{
 		confirmed: serving, predecessorGone: serving, predecessorSilent: serving,
 		rolledBack: stopped, stopAsked: stopped,
 	},
-	serving:   {upgradeAsked: upgrading, stopAsked: stopped},
+	serving:   {upgradeAsked: upgrading, rolledBack: stopped, stopAsked: stopped},
 	upgrading: {successorFailed: serving, successorServing: probation, stopAsked: stopped},
 	probation: {successorDied: serving, rollbackAsked: serving, timeUp: draining, stopAsked: stopped},
 }

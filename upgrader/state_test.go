@@ -31,6 +31,7 @@ var legal = []struct {
 	{onProbation, stopAsked, stopped},
 
 	{serving, upgradeAsked, upgrading},
+	{serving, rolledBack, stopped},
 	{serving, stopAsked, stopped},
 
 	{upgrading, successorFailed, serving},

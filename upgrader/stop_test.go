@@ -203,6 +203,7 @@ func TestFailDuringProbationConfirmsTheSuccessor(t *testing.T) {
 func TestStopBesideADeadSuccessor(t *testing.T) {
 	ends := map[string]func(*child){
 		"dead":    (*child).die,
+		"reaped":  func(c *child) { c.dead.Do(func() { close(c.exited) }) }, // a child of its own holds the channel
 		"dying":   func(c *child) { c.end() },
 		"hanging": func(c *child) { c.deafen() },
 	}

@@ -119,7 +119,7 @@ func freeAddress(b *testing.B) string {
 }
 
 // rest is how long all is quiet before a measurement.
-const rest = 5 * time.Millisecond
+const rest = 10 * time.Millisecond
 
 // upgrade returns the time from SIGUSR1 to the successor's first answer, and
 // ends the successor.
