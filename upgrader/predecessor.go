@@ -97,8 +97,11 @@ func (r *run) told(m wire.Message, ok bool) {
 	case wire.Abort:
 		r.abort(m.Reason)
 	case wire.Stopping:
-		if !r.state.final() {
+		switch {
+		case !r.state.final():
 			r.stop(stopRequest{})
+		case r.state == stopped: // on probation, and it had not heard of that
+			r.removeNames() // it has left them to this process
 		}
 	}
 }

@@ -424,6 +424,28 @@ func TestPredecessorStops(t *testing.T) {
 	})
 }
 
+// TestStopsThatCross: each process leaves the names to the other one, and this
+// is the one that hears of it.
+func TestStopsThatCross(t *testing.T) {
+	ends := map[string]func(*process){
+		"a failure": func(p *process) { p.Fail(errors.New("no")) },
+		"a stop":    (*process).Stop,
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p := newSuccessor(t, 2, Options{}, manifest)
+				p.bring(onProbation)
+				end(p)
+				p.predecessor.say(wire.Stopping{})
+				must(t, p.old.confirm())
+				p.wantEnd(stopped, ErrStopped)
+				wantFiles(t, p.path)
+			})
+		})
+	}
+}
+
 func TestWordsOfAPredecessorOutOfOrder(t *testing.T) {
 	words := []wire.Message{
 		wire.Hello{},

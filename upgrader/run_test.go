@@ -309,6 +309,7 @@ func FuzzRun(f *testing.F) {
 				w.step(b)
 				w.check()
 			}
+			synctest.Wait() // a launch adds to the children
 			for _, c := range w.children {
 				c.end() // or a deaf one would block run for 5 s at each word
 			}
