@@ -297,6 +297,7 @@ type process struct {
 	predecessor *farEnd  // nil: none
 	old         *pidfile // the predecessor's
 	children    []*child
+	launches    sync.Mutex // held while children are added to or walked
 	launchError error
 	onLaunch    func(context.Context)
 
@@ -414,6 +415,8 @@ func (p *process) launch(ctx context.Context) (*successor, error) {
 	if p.launchError != nil {
 		return nil, p.attemptError(PhaseStart, p.launchError)
 	}
+	p.launches.Lock()
+	defer p.launches.Unlock()
 	c := &child{p: p, pid: firstChild + len(p.children), exited: make(chan struct{})}
 	c.farEnd = newFarEnd(p, fmt.Sprintf("successor %d", 1+len(p.children)))
 	if err := p.pidfile.name(c.pid); err != nil {

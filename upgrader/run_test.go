@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -309,8 +310,10 @@ func FuzzRun(f *testing.F) {
 				w.step(b)
 				w.check()
 			}
-			synctest.Wait() // a launch adds to the children
-			for _, c := range w.children {
+			w.launches.Lock()
+			children := slices.Clone(w.children)
+			w.launches.Unlock()
+			for _, c := range children {
 				c.end() // or a deaf one would block run for 5 s at each word
 			}
 			time.Sleep(24 * time.Hour)
