@@ -27,6 +27,8 @@ const (
 	served                         // net/http is through with it: StateClosed
 	cut                            // closed at the drain's limit
 	isForeign                      // not wrapped: a *tls.Conn of another's making
+	adopted                        // handed over by the predecessor, and no request has come since
+	kept                           // the successor did not take it
 )
 
 // A conn stands between net/http and a connection. It knows from net/http's
@@ -35,8 +37,8 @@ const (
 // others only stir it.
 type conn struct {
 	net.Conn
-	s     *Server
-	face  net.Conn // what net/http and the hooks see: conn, a wrapper, or *tls.Conn above it
+	l     *listener // that accepted it
+	face  net.Conn  // what net/http and the hooks see: conn, a wrapper, or *tls.Conn above it
 	ctx   connContext
 	base  context.Context // of its requests: ctx and what the caller's ConnContext made of it
 	flags atomic.Uint32
@@ -45,14 +47,15 @@ type conn struct {
 	tally tally
 
 	// Of the one goroutine that reads and calls the handler.
-	largest int       // the largest Read asked for between two requests
-	since   time.Time // at rest since, as far as the drain has seen it
-	begun   bool      // something was delivered, ever
-	looked  bool      // the last look at the socket is being taken
+	largest int           // the largest Read asked for between two requests
+	since   time.Time     // at rest since, as far as the drain has seen it; adopted at
+	idled   time.Duration // how long it was at rest when its first request came, if adopted
+	begun   bool          // something was delivered, ever
+	looked  bool          // the last look at the socket is being taken
 }
 
-func (c *conn) init(s *Server, nc, face net.Conn) {
-	c.Conn, c.s, c.face = nc, s, face
+func (c *conn) init(l *listener, nc, face net.Conn) {
+	c.Conn, c.l, c.face = nc, l, face
 	c.flags.Store(quiet) // and StateNew, which is 0
 }
 
@@ -75,13 +78,16 @@ func (c *conn) state() http.ConnState { return http.ConnState(c.flags.Load() & s
 
 // enter follows net/http's ConnState hook.
 func (c *conn) enter(nc net.Conn, state http.ConnState) {
-	drop := uint32(stateMask)
+	drop := uint32(stateMask | adopted)
 	set := uint32(state)
 	switch state {
 	case http.StateNew:
 		if _, ok := nc.(*tls.Conn); ok {
 			c.face = nc
 			set |= encrypted
+		} else if c.has(adopted) {
+			set |= adopted
+			c.arrive()
 		}
 	case http.StateIdle:
 		if c.http2.Load() == nil {
@@ -112,7 +118,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	first := !c.begun
 	n, err := c.read(p)
-	if first && n > 0 && c.s.h2c {
+	if first && n > 0 && c.l.s.h2c {
 		return c.sniff(p, n, err)
 	}
 	return n, err
@@ -124,10 +130,15 @@ func (c *conn) read(p []byte) (int, error) {
 		c.awaits(len(p))
 	}
 	for {
-		if c.s.draining.Load() && c.leave(len(p)) {
+		if c.l.s.draining.Load() && c.leave(len(p)) {
 			return 0, io.EOF
 		}
 		n, err := c.Conn.Read(p)
+		if n > 0 && !c.begun && c.has(adopted) {
+			if n = c.wake(p, n); n == 0 && err == nil {
+				continue
+			}
+		}
 		if n > 0 {
 			c.deliver(n)
 			return n, err
@@ -149,7 +160,7 @@ func (c *conn) deliver(n int) {
 	if st := c.flags.Load(); st&quiet != 0 && !shaking(st) {
 		c.change(quiet, 0)
 	}
-	if c.s.draining.Load() {
+	if c.l.s.draining.Load() {
 		c.since, c.looked = time.Time{}, false
 		c.dl.limit(c.Conn, time.Time{})
 	}
@@ -167,6 +178,12 @@ func shaking(flags uint32) bool {
 // When net/http has read a request to its end, it removes the deadline and
 // begins to read ahead. It removes it once more when it has interrupted that.
 func (c *conn) SetReadDeadline(t time.Time) error {
+	if c.has(adopted) {
+		var heed bool
+		if t, heed = c.shift(t); !heed {
+			return nil
+		}
+	}
 	before, err := c.dl.ask(c.Conn, t)
 	if t.IsZero() && !before.Equal(longAgo) && c.state() == http.StateActive {
 		c.ends()
@@ -218,7 +235,7 @@ func (c *conn) close() error {
 }
 
 func (c *conn) lingers() bool {
-	return c.s.draining.Load() && !c.has(ended|parting|cut) &&
+	return c.l.s.draining.Load() && !c.has(ended|parting|cut) &&
 		c.state() != http.StateHijacked && c.http2.Load() == nil
 }
 
@@ -229,18 +246,18 @@ func (c *conn) leaves(flag uint32) {
 	c.change(0, flag)
 	st := c.flags.Load()
 	if st&socketClosed != 0 && (st&served != 0 || http.ConnState(st&stateMask) == http.StateHijacked) {
-		c.s.forget(c)
+		c.l.s.forget(c)
 	}
 }
 
 // A tcpConn keeps the ways in which net/http and io.Copy spare a copy.
-type tcpConn struct {
-	conn
-	tcp *net.TCPConn
-}
+type tcpConn struct{ conn }
 
 // ReadFrom is what makes net/http use sendfile.
-func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.tcp.ReadFrom(r) }
+func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) {
+	tcp, _ := c.Conn.(*net.TCPConn) // track saw to it
+	return tcp.ReadFrom(r)
+}
 
 // A stater is a connection that is encrypted already; net/http asks it for
 // [http.Request.TLS].
@@ -269,7 +286,7 @@ func (ctx *connContext) Value(key any) any {
 	case connKey{}:
 		return ctx.c
 	case http.ServerContextKey:
-		return ctx.c.s.Server
+		return ctx.c.l.s.Server
 	}
 	return ctx.Context.Value(key)
 }

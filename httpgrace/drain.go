@@ -11,8 +11,9 @@ import (
 )
 
 // Shutdown drains the server and returns when nothing is left of it: the
-// package comment says what that means for each kind of connection. ctx is the
-// drain's limit. When it ends, what is left is closed and counted in
+// package comment says what that means for each kind of connection. Where
+// LameDuck is set and the service stops, that time comes first. ctx is the limit
+// of both. When it ends, what is left is closed and counted in
 // [Stats].Forced, and Shutdown returns ctx's error without waiting for handlers
 // that are still running. Where ctx has a deadline, connections that are idle a
 // second before it are closed then, so that this too is done gently.
@@ -25,6 +26,7 @@ import (
 // [http.ErrServerClosed].
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.setup()
+	s.lameDuck(ctx)
 	if s.begin() {
 		s.tellOthers()
 	}
@@ -104,9 +106,12 @@ func (s *Server) begin() bool {
 		s.mu.Unlock()
 		return false
 	}
+	listeners := slices.Collect(maps.Keys(s.listeners))
+	for _, l := range listeners {
+		l.inherit()
+	}
 	s.draining.Store(true)
 	close(s.began)
-	listeners := slices.Collect(maps.Keys(s.listeners))
 	s.settle()
 	s.mu.Unlock()
 
@@ -190,7 +195,7 @@ func (s *Server) closeConns() {
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		if c.flags.Or(cut)&(cut|parting) == 0 {
-			s.forced.Add(1)
+			s.forced.add(c)
 		}
 		go func() {
 			_ = c.Conn.Close() // whatever it says, we are through with it

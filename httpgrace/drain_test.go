@@ -149,13 +149,13 @@ func TestHandlerThatHangsCannotHoldShutdown(t *testing.T) {
 		if err := <-served; !errors.Is(err, http.ErrServerClosed) || time.Since(start) != 3*time.Second {
 			t.Errorf("Serve: %v after %v", err, time.Since(start))
 		}
-		if st := srv.Stats(); st.Forced != 1 || st.Active != 1 {
+		if st := srv.Stats(); st.Forced != (Conns{Active: 1}) || st.Active != 1 {
 			t.Errorf("%+v", st)
 		}
 		close(release)
 		synctest.Wait()
 	})
-	if st := srv.Stats(); st != (Stats{Forced: 1}) {
+	if st := srv.Stats(); st != (Stats{Forced: Conns{Active: 1}}) {
 		t.Errorf("%+v", st)
 	}
 }
@@ -169,7 +169,7 @@ func TestRequestHalfReadIsKeptUntilTheLimit(t *testing.T) {
 		if d, err := b.shutdown(10 * time.Second); !errors.Is(err, context.DeadlineExceeded) || d != 10*time.Second {
 			b.Errorf("%v after %v", err, d)
 		}
-		b.want(Stats{Forced: 1})
+		b.want(Stats{Forced: Conns{Active: 1}})
 	})
 }
 
@@ -182,7 +182,7 @@ func TestCancelledShutdownReturnsAtOnce(t *testing.T) {
 		if err := b.srv.Shutdown(ctx); !errors.Is(err, context.Canceled) || time.Since(start) != time.Second {
 			b.Errorf("%v after %v", err, time.Since(start))
 		}
-		b.want(Stats{Forced: 1})
+		b.want(Stats{Forced: Conns{Idle: 1}})
 	})
 }
 
@@ -213,7 +213,7 @@ func TestHurryClosesIdleConnectionsAndLimitsTheRest(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		close(hurry)
 		err := <-served
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 connections") {
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1 active") {
 			t.Errorf("ServeUntil: %v", err)
 		}
 		if d := time.Since(start); d != 15*time.Second {
@@ -226,7 +226,7 @@ func TestHurryClosesIdleConnectionsAndLimitsTheRest(t *testing.T) {
 			t.Errorf("request that takes two more seconds: %v", err)
 		}
 		time.Sleep(time.Minute)
-		if st := srv.Stats(); st != (Stats{ClosedIdle: 1, Forced: 1}) {
+		if st := srv.Stats(); st != (Stats{ClosedIdle: 1, Forced: Conns{Active: 1}}) {
 			t.Errorf("%+v", st)
 		}
 	})
@@ -346,7 +346,7 @@ func TestCloseEndsShutdown(t *testing.T) {
 		if err := <-shut; !errors.Is(err, http.ErrServerClosed) {
 			b.Error(err)
 		}
-		b.want(Stats{Forced: 1})
+		b.want(Stats{Forced: Conns{Idle: 1}})
 		if err := b.srv.Serve(newPipeListener()); !errors.Is(err, http.ErrServerClosed) {
 			b.Errorf("Serve after Close: %v", err)
 		}

@@ -140,7 +140,7 @@ func startGeneration(t *testing.T, k kind, l load, socket net.Listener, draining
 				t.Error(err)
 			}
 			if s, ok := srv.(*Server); ok {
-				if st := s.Stats(); st.Late != 0 || st.Forced != 0 {
+				if st := s.Stats(); st.Late != 0 || st.Forced.Total() != 0 {
 					t.Errorf("%+v", st)
 				}
 			}

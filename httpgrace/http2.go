@@ -124,13 +124,13 @@ func (c *conn) sniff(p []byte, n int, err error) (int, error) {
 		n += m
 	}
 	if n < len(clientPreface) || string(p[:len(clientPreface)]) != clientPreface {
-		if c.s.plain != c.s.http1 {
+		if c.l.s.plain != c.l.s.http1 {
 			return 0, io.EOF // HTTP/1 is not spoken
 		}
 		return n, nil // an error comes again
 	}
 	_ = c.SetDeadline(time.Time{}) // of the header
-	if c.s.divert(newHTTP2Conn(c, c.face, string(p[:n]))) {
+	if c.l.s.divert(newHTTP2Conn(c, c.face, string(p[:n]))) {
 		c.change(0, diverted)
 	}
 	return 0, io.EOF

@@ -123,7 +123,8 @@ func mayClose(r *http.Request) bool {
 	if r.Header.Get("Upgrade") != "" {
 		return false // the header says what becomes of the connection
 	}
-	return !connOf(r.Context()).behind(r)
+	c := connOf(r.Context())
+	return !c.behind(r) && !c.movable() // behind counts, whatever comes of it
 }
 
 func connOf(ctx context.Context) *conn {
@@ -170,7 +171,7 @@ func (s *Server) connState(nc net.Conn, state http.ConnState) {
 // its exchange. It returns nil, which blocks for ever, for any other context.
 func Draining(ctx context.Context) <-chan struct{} {
 	if c := connOf(ctx); c != nil {
-		return c.s.began
+		return c.l.s.began
 	}
 	return nil
 }

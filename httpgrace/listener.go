@@ -27,6 +27,8 @@ func (tlsListener) Accept() (net.Conn, error) {
 type listener struct {
 	net.Listener // the caller's
 	s            *Server
+	heir         heir    // takes connections over, once the server drains; nil: nobody does
+	adopts       adopter // nil: every connection is new
 
 	closing sync.Once
 	closed  chan struct{} // closed when Close of the caller's has returned; nil before it is called; guarded by s.mu
@@ -38,6 +40,10 @@ type listener struct {
 // serve runs serve, a method of an inner server, on ln.
 func (s *Server) serve(ln net.Listener, serve func(net.Listener) error) error {
 	l := &listener{Listener: ln, s: s, done: make(chan struct{})}
+	l.adopts, _ = ln.(adopter)
+	if l.heir, _ = ln.(heir); l.heir != nil && !s.canHandOver() {
+		l.heir = nil
+	}
 	if !s.addListener(l) {
 		l.Close()
 		return http.ErrServerClosed
@@ -100,7 +106,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	for tries := 0; l.mayAccept(); {
 		nc, err := l.Listener.Accept()
 		if err == nil {
-			return l.s.track(nc), nil
+			return l.track(nc), nil
 		}
 		if !l.s.draining.Load() {
 			return nil, err
@@ -173,30 +179,34 @@ func (l *listener) Close() error {
 }
 
 // track returns nc as the inner server shall see it.
-func (s *Server) track(nc net.Conn) net.Conn {
+func (l *listener) track(nc net.Conn) net.Conn {
 	var c *conn
 	switch nc := nc.(type) {
 	case *net.TCPConn:
-		t := &tcpConn{tcp: nc}
+		t := new(tcpConn)
 		c = &t.conn
-		c.init(s, nc, t)
+		c.init(l, nc, t)
 	case *tls.Conn: // net/http must see this very type
 		c = new(conn)
-		c.init(s, nc, nc)
+		c.init(l, nc, nc)
 		c.flags.Store(isForeign)
 	case stater:
 		t := &stateConn{stater: nc}
 		c = &t.conn
-		c.init(s, nc, t)
+		c.init(l, nc, t)
 	default:
 		c = new(conn)
-		c.init(s, nc, c)
+		c.init(l, nc, c)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.conns[c] = struct{}{}
+	if l.adopts != nil && l.adopts.Adopted(nc) {
+		c.change(0, adopted)
+		l.s.adopted.Add(1)
+	}
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	l.s.conns[c] = struct{}{}
 	if c.has(isForeign) {
-		s.foreign[nc] = c
+		l.s.foreign[nc] = c
 	}
 	return c.face
 }

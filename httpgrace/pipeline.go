@@ -49,7 +49,7 @@ func (c *conn) ahead() bool { return c.tally.got.Load() != c.tally.mark.Load() }
 // drain are not measured, so that they cost nothing.
 func (c *conn) ends() {
 	c.tally.mark.Store(c.tally.got.Load())
-	if !c.s.draining.Load() {
+	if !c.l.s.draining.Load() {
 		c.change(counted, 0)
 	}
 }

@@ -28,25 +28,29 @@ func (c *conn) stirForeign() {
 	if st := c.state(); st != http.StateIdle && st != http.StateNew {
 		return
 	}
-	if until, limited := c.s.patience(time.Now()); limited {
+	if until, limited := c.l.s.patience(time.Now()); limited {
 		_ = c.Conn.SetReadDeadline(until)
 	}
 }
 
 // leave is called by the reader before each Read of a drain. It reports whether
-// the connection is over: it was at rest, no request came, it is half-closed.
-// Otherwise the Read must go on, and is interrupted when it is time to ask again.
+// the connection is over: it was at rest and is handed over, or no request came
+// and it is half-closed. Otherwise the Read must go on, and is interrupted when
+// it is time to ask again.
 func (c *conn) leave(size int) bool {
 	if !c.atRest(size) {
 		c.since = time.Time{}
 		c.dl.limit(c.Conn, time.Time{})
 		return false
 	}
+	if c.handOver() {
+		return true
+	}
 	now := time.Now()
 	if c.since.IsZero() {
 		c.since = now
 	}
-	until, limited := c.s.patience(c.since)
+	until, limited := c.l.s.patience(c.since)
 	if !limited || now.Before(until) {
 		c.dl.limit(c.Conn, until)
 		return false
@@ -100,12 +104,12 @@ func (c *conn) waiting(now time.Time) bool {
 // part half-closes a connection at rest and waits for the client to do the same.
 func (c *conn) part() {
 	c.change(0, parting)
-	c.s.closedIdle.Add(1)
+	c.l.s.closedIdle.Add(1)
 	if t, ok := c.face.(*tls.Conn); ok {
 		_ = t.CloseWrite() // close_notify; an unfinished handshake has none to send
 	}
 	if c.CloseWrite() == nil && c.linger() {
-		c.s.late.Add(1)
+		c.l.s.late.Add(1)
 	}
 }
 

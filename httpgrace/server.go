@@ -22,6 +22,15 @@ const (
 	// firstRequestTime is what an HTTP/2 connection gets that was never used.
 	firstRequestTime = time.Second
 
+	// freshTime is what an HTTP/2 connection gets after its first request began:
+	// a client that has just made it may be about to ask for more.
+	freshTime = 250 * time.Millisecond
+
+	// goAwayTime is the time between the two steps of HTTP/2's farewell, and
+	// goAwayLimit how long the second waits for the answer to the first.
+	goAwayTime  = time.Second
+	goAwayLimit = 5 * time.Second
+
 	// hurryTimeout is what requests in flight get once Hurry is closed.
 	hurryTimeout = 5 * time.Second
 
@@ -55,8 +64,21 @@ type Server struct {
 	// DefaultDrainTimeout. Negative: no limit. Shutdown has its context.
 	DrainTimeout time.Duration
 
-	// Hurry, when it is closed, cuts a drain short: idle connections are closed
-	// at once, requests in flight have five seconds more, never exceeding the
+	// LameDuck is how long the server goes on as before when it is told to stop,
+	// but for Health, whose answer to "ready" is 503: so long a load balancer
+	// needs to send its clients elsewhere. Zero: no time. It is left out where a
+	// listener says that another process accepts in its place, as in an upgrade.
+	LameDuck time.Duration
+
+	// KeepConn reports that a connection must not be handed over, because the
+	// handlers know something about it that its next request needs, or because
+	// its peer would notice. It is given the connection as the ConnContext hook
+	// is, and may be asked more than once, while nothing is read from it. Nil:
+	// any may.
+	KeepConn func(net.Conn) bool
+
+	// Hurry, when it is closed, ends the lame duck's time and cuts a drain short:
+	// idle connections are closed at once, requests in flight have five seconds more, never exceeding the
 	// limit. Nil: never.
 	Hurry <-chan struct{}
 
@@ -72,7 +94,12 @@ type Server struct {
 	draining  atomic.Bool               // began is closed
 	dismissal atomic.Pointer[time.Time] // from when on nobody may idle
 
-	closedIdle, late, forced atomic.Int64
+	stopping atomic.Bool // told to stop: not ready
+	probe    sync.Once   // whether net/http reads as handing over needs it
+	probed   bool
+	notTaken sync.Once // is logged
+
+	handedOver, adopted, closedIdle, late atomic.Int64
 
 	mu        sync.Mutex // guards what follows, and the closing of the channels
 	listeners map[*listener]struct{}
@@ -80,6 +107,7 @@ type Server struct {
 	foreign   map[net.Conn]*conn // connections that could not be wrapped
 	stopErr   error              // from closing listeners
 	cause     error              // why the drain was ended before its end
+	forced    Conns              // that were closed then, or by Close
 	isOver    bool
 }
 
@@ -192,7 +220,7 @@ func (s *Server) drain() error {
 	}
 	err := s.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("httpgrace: %d connections closed at the drain's limit: %w", s.forced.Load(), err)
+		return fmt.Errorf("httpgrace: closed at the drain's limit: %v: %w", s.Stats().Forced, err)
 	}
 	return err
 }

@@ -81,7 +81,7 @@ func split(t *testing.T, tls, pipelined bool, first, rest string) {
 	c.nc.Close()
 	<-r.done
 	st := r.grace().Stats()
-	if r.err != nil || st.Late != 0 || st.Forced != 0 {
+	if r.err != nil || st.Late != 0 || st.Forced.Total() != 0 {
 		fail("%+v, %v", st, r.err)
 	}
 	// The answer to a request that has begun need not announce the close: see behind.

@@ -69,12 +69,12 @@ func TestStatsCountConnectionsByState(t *testing.T) {
 		fresh, _, active, hijacked := b.dial(), b.idle(), b.dial(), b.dial()
 		go active.get("/10s")
 		hijacked.send(get("/hijack"))
-		b.want(Stats{New: 1, Idle: 1, Active: 1, Hijacked: 1})
+		b.want(Stats{Conns: Conns{New: 1, Idle: 1, Active: 1, Hijacked: 1}})
 		fresh.nc.Close()
-		b.want(Stats{Idle: 1, Active: 1, Hijacked: 1})
+		b.want(Stats{Conns: Conns{Idle: 1, Active: 1, Hijacked: 1}})
 		b.srv.Close()
 		time.Sleep(time.Minute)
-		b.want(Stats{Forced: 3})
+		b.want(Stats{Forced: Conns{Idle: 1, Active: 1, Hijacked: 1}})
 	})
 }
 

@@ -262,7 +262,7 @@ func TestNothingIsLostInTheWindowsOfShutdown(t *testing.T) {
 					case !run.plain && err != nil:
 						t.Errorf("lost: %v", err)
 					case !run.plain:
-						if st := run.grace().Stats(); st.Late != 0 || st.Forced != 0 {
+						if st := run.grace().Stats(); st.Late != 0 || st.Forced.Total() != 0 {
 							t.Errorf("%+v", st)
 						}
 					}

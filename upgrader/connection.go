@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
+	"sync"
 	"syscall"
+	"weak"
 
 	"github.com/go-handover/handover/internal/wire"
 )
@@ -98,4 +101,33 @@ func connection(files []*os.File) (net.Conn, error) {
 		return nil, errors.Join(errors.New("it is not connected"), c.Close())
 	}
 	return c, nil
+}
+
+// adopted remembers which connections were handed over, for as long as they
+// are in use. It does not keep them alive.
+type adopted struct{ set sync.Map }
+
+func (a *adopted) add(c net.Conn) {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		remember(&a.set, c)
+	case *net.UnixConn:
+		remember(&a.set, c)
+	}
+}
+
+func remember[T any](set *sync.Map, c *T) {
+	key := weak.Make(c)
+	set.Store(key, struct{}{})
+	runtime.AddCleanup(c, func(key weak.Pointer[T]) { set.Delete(key) }, key)
+}
+
+func (a *adopted) has(c net.Conn) (found bool) {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		_, found = a.set.Load(weak.Make(c))
+	case *net.UnixConn:
+		_, found = a.set.Load(weak.Make(c))
+	}
+	return found
 }

@@ -32,6 +32,8 @@ type Listener struct {
 	gate  *gate
 	keep  func(net.Conn) // sets keep-alive as the ListenConfig says; nil: as it comes
 	owner *Upgrader
+
+	adopted adopted // of the connections that Accept has returned
 }
 
 var (
@@ -47,6 +49,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, l.opError(err)
 		}
 		if c != nil {
+			l.adopted.add(c)
 			return c, nil
 		}
 		c, err = l.inner.Accept()
@@ -106,12 +109,17 @@ func (l *Listener) Close() error {
 // the successor has the connection and this process's copy is closed. On an
 // error nobody but the caller has touched c, which stays the caller's. No
 // Read or Write may be under way, and nothing that was read from c may be
-// unanswered: the successor knows no history. c must be a connection of
-// package net; one wrapped by crypto/tls cannot be handed over.
+// unanswered: the successor knows no history. c must be as Accept has returned
+// it: what wraps a connection, as crypto/tls does, has state that would be lost.
 func (l *Listener) HandOver(c net.Conn) error {
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return fmt.Errorf("upgrader: hand over %T: it has no descriptor: want a *net.TCPConn or *net.UnixConn", c)
+	var sc syscall.Conn
+	switch c := c.(type) {
+	case *net.TCPConn:
+		sc = c
+	case *net.UnixConn:
+		sc = c
+	default:
+		return fmt.Errorf("upgrader: hand over %T: want a *net.TCPConn or *net.UnixConn, as Accept returns it", c)
 	}
 	if err := l.owner.handOver(l.sock.Name, sc); err != nil {
 		return fmt.Errorf("upgrader: hand over %v: %w", c.RemoteAddr(), err)
@@ -119,6 +127,15 @@ func (l *Listener) HandOver(c net.Conn) error {
 	_ = c.Close() // the successor's descriptor keeps the connection alive
 	return nil
 }
+
+// Adopted reports whether c, which Accept has returned, was handed over by the
+// predecessor: then it is not new, and it may have been idle for long.
+func (l *Listener) Adopted(c net.Conn) bool { return l.adopted.has(c) }
+
+// Replaced reports whether this process drains because another one has taken
+// its place: connections can be handed over, and who asks for the health of the
+// service is answered by that one. It is false when the service stops.
+func (l *Listener) Replaced() bool { return errors.Is(l.owner.Err(), ErrUpgraded) }
 
 // keepAlive returns what makes an accepted connection keep alive as lc says.
 // The settings live in the net.Listener, not in the socket, so an inherited

@@ -83,7 +83,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 		log.Warn("drain cut short", "err", err)
 	}
 	s := srv.Stats()
-	log.Info("drained", "closed_idle", s.ClosedIdle, "late", s.Late, "forced", s.Forced)
+	log.Info("drained", "handed_over", s.HandedOver, "closed_idle", s.ClosedIdle, "late", s.Late, "forced", s.Forced.Total())
 	up.Wait() // an older generation may still need this one
 	return unlessDeliberate(up.Err())
 }
