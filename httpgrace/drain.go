@@ -27,7 +27,7 @@ import (
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.setup()
 	s.lameDuck(ctx)
-	if s.begin() {
+	if s.begin((*listener).hasHeir) {
 		s.tellOthers()
 	}
 	lastCall, stop := beforeDeadline(ctx)
@@ -73,8 +73,11 @@ func beforeDeadline(ctx context.Context) (lastCall <-chan time.Time, stop func()
 // returns the errors from closing the listeners.
 func (s *Server) Close() error {
 	s.setup()
-	s.begin()
+	s.begin(func(*listener) bool { return false })
 	s.mu.Lock()
+	if !s.isOver {
+		s.cause = http.ErrServerClosed
+	}
 	listeners := slices.Collect(maps.Keys(s.listeners))
 	s.mu.Unlock()
 	for _, l := range listeners {
@@ -99,8 +102,9 @@ func (s *Server) Close() error {
 }
 
 // begin stops the listeners and tells every connection that the drain has
-// begun. It reports whether this call did so.
-func (s *Server) begin() bool {
+// begun. Those of a listener that hasHeir are handed over where they can be. It
+// reports whether this call did so.
+func (s *Server) begin(hasHeir func(*listener) bool) bool {
 	s.mu.Lock()
 	if s.draining.Load() {
 		s.mu.Unlock()
@@ -108,7 +112,9 @@ func (s *Server) begin() bool {
 	}
 	listeners := slices.Collect(maps.Keys(s.listeners))
 	for _, l := range listeners {
-		l.inherit()
+		if !hasHeir(l) {
+			l.heir = nil
+		}
 	}
 	s.draining.Store(true)
 	close(s.began)

@@ -1,9 +1,19 @@
 package httpgrace
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net"
 )
+
+func tlsConfig(cert tls.Certificate) *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{cert}}
+}
+
+func tlsClient(nc net.Conn, pool *x509.CertPool) *tls.Conn {
+	return tls.Client(nc, &tls.Config{RootCAs: pool, ServerName: "localhost"})
+}
 
 func serving(srv server, ln net.Listener) chan error {
 	served := make(chan error, 1)

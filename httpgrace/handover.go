@@ -21,19 +21,18 @@ type (
 	replaceable interface{ Replaced() bool }
 )
 
-// replaced reports whether the clients of l have another process to turn to.
-// Nobody needs to be told that this one goes.
+// replaced reports whether another process accepts in the place of l, so that
+// nobody needs to be told that this one goes, and connections can be handed over.
 func (l *listener) replaced() bool {
 	r, ok := l.Listener.(replaceable)
 	return ok && r.Replaced()
 }
 
-// inherit is called before the drain begins. Nobody takes connections over
-// where the listener says that nobody accepts in its place.
-func (l *listener) inherit() {
-	if r, ok := l.Listener.(replaceable); ok && !r.Replaced() {
-		l.heir = nil
-	}
+// hasHeir reports whether HandOver may be asked: not when the service stops, as
+// far as the listener knows.
+func (l *listener) hasHeir() bool {
+	_, knows := l.Listener.(replaceable)
+	return !knows || l.replaced()
 }
 
 // movable reports whether the connection may be handed over when it is at
