@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -114,7 +115,13 @@ func TestConnectionIsHandedOver(t *testing.T) {
 				if _, err := c.server.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("the old process's copy is open: %v", err)
 				}
+				if ls[i].Adopted(c.server) != (i > 0) {
+					t.Errorf("in generation %d adopted: %v", i+1, i == 0)
+				}
 				c = c.wantAdopted(t, ls[i+1])
+				if !ls[i+1].Adopted(c.server) {
+					t.Error("it is taken for a new connection")
+				}
 				c.wantTalk(t, fmt.Sprint("after ", i))
 				if c.server.LocalAddr().String() != local || c.server.RemoteAddr().String() != remote {
 					t.Errorf("from %v to %v, was from %s to %s", c.server.RemoteAddr(), c.server.LocalAddr(), remote, local)
@@ -131,6 +138,65 @@ func TestConnectionIsHandedOver(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAdoptedConnectionsAreForgotten when nobody has them any more.
+func TestAdoptedConnectionsAreForgotten(t *testing.T) {
+	ls := generations(t, 2, "tcp", "127.0.0.1:0")
+	c := connect(t, ls[0])
+	replace(t, ls[0], ls[1])
+	must(t, ls[0].HandOver(c.server))
+	a := within(t, "connection", acceptOne(ls[1]))
+	must(t, a.err)
+	must(t, a.c.Close())
+	if !ls[1].Adopted(a.c) {
+		t.Error("forgotten while it is there")
+	}
+	if ls[1].Adopted(c.server) || ls[1].Adopted(nil) || ls[1].Adopted(&tls.Conn{}) {
+		t.Error("it has adopted what it has not accepted")
+	}
+	a = accepted{}
+	c = line{}
+	left := func() (n int) {
+		ls[1].adopted.set.Range(func(any, any) bool { n++; return true })
+		return n
+	}
+	for range 100 {
+		runtime.GC() // runs cleanups some time afterwards
+		if left() == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%d are remembered for ever", left())
+}
+
+// TestReplacedTellsAnUpgradeFromAStop by the reason of Done.
+func TestReplacedTellsAnUpgradeFromAStop(t *testing.T) {
+	for reason, want := range map[error]bool{ErrUpgraded: true, ErrStopped: false, ErrAborted: false, ErrRolledBack: false} {
+		u := &Upgrader{done: make(chan struct{})}
+		l := &Listener{owner: u}
+		if l.Replaced() {
+			t.Error("replaced before Done is closed")
+		}
+		u.err = reason
+		close(u.done)
+		if l.Replaced() != want {
+			t.Errorf("%v: replaced: %v", reason, !want)
+		}
+	}
+}
+
+// TestWrappedConnectionIsNotHandedOver: what wraps it may know something.
+func TestWrappedConnectionIsNotHandedOver(t *testing.T) {
+	l := generations(t, 1, "tcp", "127.0.0.1:0")[0]
+	c := connect(t, l)
+	tcp, ok := c.server.(*net.TCPConn)
+	if !ok {
+		t.Fatalf("%T", c.server)
+	}
+	wantText(t, l.HandOver(struct{ *net.TCPConn }{tcp}), "want a *net.TCPConn or *net.UnixConn, as Accept returns it")
+	c.wantTalk(t, "still there")
 }
 
 // TestConnectionThatIsNotTakenStays with the caller, as it was.
