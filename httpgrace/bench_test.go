@@ -74,13 +74,70 @@ func TestRequestCostsNoAllocation(t *testing.T) {
 	}
 }
 
+// What an idle connection costs is measured, because there is more to it than
+// the struct: its allocation is rounded up, and a map has it.
 func TestConnectionCostsLittleMemory(t *testing.T) {
-	const limit = 256
-	size := unsafe.Sizeof(tcpConn{})
-	t.Logf("%d bytes", size)
-	if size > limit {
-		t.Errorf("%d bytes, want at most %d", size, limit)
+	const limit = 256 + raceBytes
+	plain, grace := 1<<20, 1<<20
+	for range 4 { // pools and others take some too
+		plain = min(plain, memoryPerConn(t, plainKind))
+		grace = min(grace, memoryPerConn(t, graceKind))
 	}
+	t.Logf("net/http %d, httpgrace %d bytes per idle connection, both ends; the struct has %d",
+		plain, grace, unsafe.Sizeof(tcpConn{}))
+	if grace-plain > limit {
+		t.Errorf("%d bytes more than net/http, want at most %d", grace-plain, limit)
+	}
+}
+
+// memoryPerConn includes the client's end.
+func memoryPerConn(tb testing.TB, k kind) int {
+	tb.Helper()
+	const conns = 3000
+	idle := make(chan struct{}, conns)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	srv := k.make(&http.Server{
+		Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}),
+		ConnState: func(_ net.Conn, st http.ConnState) {
+			if st == http.StateIdle {
+				idle <- struct{}{}
+			}
+		},
+	})
+	served := serving(srv, ln)
+	clients := make([]net.Conn, 0, conns)
+	defer func() {
+		for _, nc := range clients {
+			nc.Close()
+		}
+		srv.Close()
+		<-served
+	}()
+	before := heap()
+	for range conns {
+		nc, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			tb.Fatal(err)
+		}
+		clients = append(clients, nc)
+		io.WriteString(nc, get("/"))
+		<-idle
+	}
+	return (heap() - before) / conns
+}
+
+// heap is what is in use when nothing is left to collect: pools give up what
+// they have in the second round.
+func heap() int {
+	for range 3 {
+		runtime.GC()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
 }
 
 func BenchmarkRequest(b *testing.B) {

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -47,12 +48,20 @@ type conn struct {
 	tally tally
 
 	// Of the one goroutine that reads and calls the handler.
-	largest int           // the largest Read asked for between two requests
-	since   time.Time     // at rest since, as far as the drain has seen it; adopted at
-	idled   time.Duration // how long it was at rest when its first request came, if adopted
+	since   moment        // at rest since, as far as the drain has seen it, or adopted then
+	idled   time.Duration // how long an adopted one was at rest when its next request came
+	largest int32         // the largest Read asked for between two requests
 	begun   bool          // something was delivered, ever
 	looked  bool          // the last look at the socket is being taken
 }
+
+// A moment is a time since the server was made, in a third of the room that a
+// time.Time takes. 0: none.
+type moment int64
+
+func (s *Server) now() moment { return moment(time.Since(s.born)) }
+
+func (s *Server) when(m moment) time.Time { return s.born.Add(time.Duration(m)) }
 
 func (c *conn) init(l *listener, nc, face net.Conn) {
 	c.Conn, c.l, c.face = nc, l, face
@@ -126,7 +135,7 @@ func (c *conn) Read(p []byte) (int, error) {
 
 func (c *conn) read(p []byte) (int, error) {
 	if c.has(quiet) { // not for a body, which bypasses the buffer
-		c.largest = max(c.largest, len(p))
+		c.largest = max(c.largest, int32(min(len(p), math.MaxInt32)))
 		c.awaits(len(p))
 	}
 	for {
@@ -161,7 +170,7 @@ func (c *conn) deliver(n int) {
 		c.change(quiet, 0)
 	}
 	if c.l.s.draining.Load() {
-		c.since, c.looked = time.Time{}, false
+		c.since, c.looked = 0, false
 		c.dl.limit(c.Conn, time.Time{})
 	}
 }

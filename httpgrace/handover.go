@@ -66,10 +66,10 @@ func (c *conn) handOver() bool {
 // arrive gives an adopted connection the time that an idle one has. It is
 // called when net/http gets to know it, as a new one.
 func (c *conn) arrive() {
-	c.since = time.Now()
+	c.since = c.l.s.now()
 	var until time.Time
 	if d := either(c.l.s.IdleTimeout, c.l.s.ReadTimeout); d > 0 {
-		until = c.since.Add(d)
+		until = time.Now().Add(d)
 	}
 	_, _ = c.dl.ask(c.Conn, until) // a closed connection tells its reader
 }
@@ -86,12 +86,11 @@ func (c *conn) wake(p []byte, n int) int {
 	if empty == n {
 		return 0
 	}
-	now := time.Now()
-	c.idled = now.Sub(c.since)
+	c.idled = time.Duration(c.l.s.now() - c.since)
 	c.begun = true
 	var until time.Time
 	if d := either(c.l.s.ReadHeaderTimeout, c.l.s.ReadTimeout); d > 0 {
-		until = now.Add(d)
+		until = time.Now().Add(d)
 	}
 	_, _ = c.dl.ask(c.Conn, until)
 	return copy(p, p[empty:n])

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"time"
 )
 
 // The caller's http.Server is read, and told of the shutdown, but serves nothing.
@@ -19,6 +20,7 @@ func (s *Server) configure() {
 	if s.Server == nil {
 		s.Server = new(http.Server)
 	}
+	s.born = time.Now().Add(-1) // no moment is 0
 	s.began = make(chan struct{})
 	s.over = make(chan struct{})
 	s.listeners = make(map[*listener]struct{})

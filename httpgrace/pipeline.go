@@ -33,7 +33,7 @@ func (c *conn) awaits(size int) {
 		t.base = math.MaxInt64 // no telling how much is handshake: take it all for that
 	case st&encrypted != 0 && !c.ahead():
 		t.base = t.got.Load() + recordOverhead
-	case st&encrypted == 0 && size == c.largest:
+	case st&encrypted == 0 && size == int(c.largest):
 		t.base = t.got.Load()
 	default:
 		return

@@ -39,7 +39,7 @@ func (c *conn) stirForeign() {
 // it is time to ask again.
 func (c *conn) leave(size int) bool {
 	if !c.atRest(size) {
-		c.since = time.Time{}
+		c.since = 0
 		c.dl.limit(c.Conn, time.Time{})
 		return false
 	}
@@ -47,10 +47,10 @@ func (c *conn) leave(size int) bool {
 		return true
 	}
 	now := time.Now()
-	if c.since.IsZero() {
-		c.since = now
+	if c.since == 0 {
+		c.since = c.l.s.now()
 	}
-	until, limited := c.l.s.patience(c.since)
+	until, limited := c.l.s.patience(c.l.s.when(c.since))
 	if !limited || now.Before(until) {
 		c.dl.limit(c.Conn, until)
 		return false
@@ -85,7 +85,7 @@ func (c *conn) atRest(size int) bool {
 	case st&encrypted != 0:
 		return !c.ahead()
 	}
-	return size == c.largest
+	return size == int(c.largest)
 }
 
 // waiting reports whether to read on because something is waiting to be read, or

@@ -83,6 +83,7 @@ type Server struct {
 	Hurry <-chan struct{}
 
 	setupOnce sync.Once
+	born      time.Time
 	http1     *http.Server              // handshakes, HTTP/1, and protocols of the caller
 	plain     *http.Server              // the same for listeners without TLS; mostly http1
 	http2     *http.Server              // what has turned out to be HTTP/2; nil: not spoken

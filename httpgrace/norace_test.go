@@ -1,0 +1,5 @@
+//go:build !race
+
+package httpgrace
+
+const raceBytes = 0
