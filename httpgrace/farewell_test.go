@@ -1,7 +1,10 @@
 package httpgrace
 
 import (
+	"context"
+	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -277,4 +280,74 @@ func TestFarewellInAHurry(t *testing.T) {
 		}
 		<-shut
 	})
+}
+
+// In net/http, a stream that crosses the only GOAWAY is dropped without a word.
+func TestHTTP2StreamThatCrossesTheGoAwayIsServed(t *testing.T) {
+	answers := func(k kind) (got []string) {
+		synctest.Test(t, func(t *testing.T) {
+			srv := k.make(h2cServer().Server)
+			ln := newPipeListener()
+			served := serving(srv, ln)
+			h := speak(newClient(t, ln.dial()))
+			h.send(clientPreface + emptySettings + headersFrame(1))
+			h.waits("DATA 1")
+			time.Sleep(time.Minute)
+			go srv.Shutdown(t.Context())
+			h.waits("GOAWAY")
+			h.send(headersFrame(3))
+			got = h.all()
+			h.nc.Close()
+			<-served
+			synctest.Wait()
+		})
+		return got
+	}
+	served := func(got []string) bool {
+		return slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "DATA 3") })
+	}
+	if got := answers(plainKind); served(got) {
+		t.Errorf("net/http serves it: the test proves nothing: %q", got)
+	}
+	if got := answers(graceKind); !served(got) {
+		t.Errorf("%q", got)
+	}
+}
+
+// In net/http, Shutdown waits for ever for a connection that completes its
+// handshake when everybody else has been told, and asks for nothing
+// (golang/go#81153).
+func TestHTTP2ConnectionThatIsLateAndSilentIsTold(t *testing.T) {
+	cert, pool := testCertificate()
+	shutdown := func(k kind) (err error) {
+		synctest.Test(t, func(t *testing.T) {
+			hs := &http.Server{Handler: http.HandlerFunc(sleepy), TLSConfig: tlsConfig(cert)}
+			srv := k.make(hs)
+			ln := newPipeListener()
+			served := make(chan error, 1)
+			go func() { served <- srv.ServeTLS(ln, "", "") }()
+			nc := ln.dial()
+			synctest.Wait()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			done := make(chan error, 1)
+			go func() { done <- srv.Shutdown(ctx) }()
+			synctest.Wait()
+			client := &tls.Config{RootCAs: pool, ServerName: "localhost", NextProtos: []string{"h2"}}
+			h := speak(newClient(t, tls.Client(nc, client)))
+			h.send(clientPreface + emptySettings)
+			err = <-done
+			srv.Close()
+			h.nc.Close()
+			<-served
+			synctest.Wait()
+		})
+		return err
+	}
+	if err := shutdown(plainKind); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("net/http: %v: the test proves nothing", err)
+	}
+	if err := shutdown(graceKind); err != nil {
+		t.Error(err)
+	}
 }
