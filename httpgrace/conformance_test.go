@@ -119,6 +119,30 @@ var exchanges = []exchange{
 		},
 	},
 	{
+		name: "write deadline of a handler", send: closing("GET", "/"),
+		handler: func(w http.ResponseWriter, _ *http.Request) {
+			out := http.NewResponseController(w)
+			out.SetWriteDeadline(time.Now().Add(-time.Second))
+			io.WriteString(w, "too late")
+			if err := out.Flush(); !errors.Is(err, os.ErrDeadlineExceeded) {
+				out.SetWriteDeadline(time.Time{})
+				fmt.Fprint(w, err)
+			}
+		},
+	},
+	{
+		name: "read timeout", send: "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nab",
+		edit: func(hs *http.Server) { hs.ReadTimeout = 10 * time.Millisecond },
+		handler: func(w http.ResponseWriter, r *http.Request) {
+			_, err := io.ReadAll(r.Body)
+			fmt.Fprint(w, errors.Is(err, os.ErrDeadlineExceeded))
+		},
+	},
+	{
+		name: "panic", send: get("/"),
+		handler: func(http.ResponseWriter, *http.Request) { panic("of the handler") },
+	},
+	{
 		name: "read header timeout", send: "GET / HT",
 		edit: func(hs *http.Server) { hs.ReadHeaderTimeout = 10 * time.Millisecond },
 	},

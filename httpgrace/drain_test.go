@@ -160,6 +160,89 @@ func TestHandlerThatHangsCannotHoldShutdown(t *testing.T) {
 	}
 }
 
+// Whatever a handler does, ServeUntil returns at DrainTimeout, and says what was
+// cut.
+func TestNoHandlerHoldsTheProcessBeyondDrainTimeout(t *testing.T) {
+	release := make(chan struct{})
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		http2   bool
+		err     string // empty: it ends by itself
+	}{
+		"panics": {handler: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+		"hangs":  {handler: func(http.ResponseWriter, *http.Request) { <-release }, err: "1 active"},
+		"hangs in HTTP/2": {
+			handler: func(http.ResponseWriter, *http.Request) { <-release }, http2: true, err: "1 active",
+		},
+		"sends for ever": {handler: func(w http.ResponseWriter, r *http.Request) {
+			for http.NewResponseController(w).Flush() == nil {
+				io.WriteString(w, "more\n")
+				time.Sleep(time.Second)
+			}
+		}, err: "1 active"},
+		"hijacks and ignores everything": {handler: func(w http.ResponseWriter, _ *http.Request) {
+			w.(http.Hijacker).Hijack()
+			<-release
+		}, err: "1 hijacked"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				release = make(chan struct{})
+				srv := &Server{Server: &http.Server{Handler: test.handler, Protocols: protocol{http1: true, h2c: true}.spoken()}, DrainTimeout: 7 * time.Second}
+				ln, done := newPipeListener(), make(chan struct{})
+				served := make(chan error, 1)
+				go func() { served <- srv.ServeUntil(done, ln) }()
+				nc := ln.dial()
+				go io.Copy(io.Discard, nc)
+				if test.http2 {
+					io.WriteString(nc, clientPreface+emptySettings+headersFrame(1))
+				} else {
+					io.WriteString(nc, get("/"))
+				}
+				synctest.Wait()
+				start := time.Now()
+				close(done)
+				err := <-served
+				want := 7 * time.Second
+				if test.err == "" {
+					want = 0
+				}
+				if d := time.Since(start); d != want {
+					t.Errorf("after %v, want %v", d, want)
+				}
+				if test.err == "" && err != nil || test.err != "" && (err == nil || !strings.Contains(err.Error(), test.err)) {
+					t.Errorf("%v, want %q", err, test.err)
+				}
+				close(release)
+				nc.Close()
+				time.Sleep(time.Minute) // for handlers to notice
+			})
+		})
+	}
+}
+
+// Every second one is handed over. A bubble of virtual time does not end before
+// its last goroutine has.
+func TestTenThousandConnectionsDrain(t *testing.T) {
+	const conns = 10_000
+	succeed(t, func(s *succession) {
+		s.old.IdleWait = time.Second
+		s.old.KeepConn = func(nc net.Conn) bool { return nc.(interface{ NetConn() net.Conn }).NetConn().(*deed).n%2 == 0 }
+	}, func(s *succession) {
+		clients := make([]*client, conns)
+		for i := range clients {
+			clients[i] = newClient(s.T, s.from.dial())
+			clients[i].ask(get("/"))
+		}
+		s.shutdown()
+		s.want(Stats{HandedOver: conns / 2, ClosedIdle: conns / 2}, Stats{Conns: idles(conns / 2), Adopted: conns / 2})
+		for _, c := range clients {
+			c.nc.Close()
+		}
+		s.want(Stats{HandedOver: conns / 2, ClosedIdle: conns / 2}, Stats{Adopted: conns / 2})
+	})
+}
+
 // What has begun is not cut before the limit, and then it is counted.
 func TestRequestHalfReadIsKeptUntilTheLimit(t *testing.T) {
 	virtual(t, &Server{IdleWait: time.Millisecond}, func(b *bench) {

@@ -26,8 +26,9 @@ type estate struct {
 	stops   bool    // nobody accepts in its place
 	hangs   chan struct{}
 
-	mu      sync.Mutex
-	adopted map[net.Conn]bool
+	mu       sync.Mutex
+	accepted int
+	adopted  map[net.Conn]bool
 }
 
 func newEstate(heir *estate) *estate {
@@ -40,11 +41,12 @@ func (l *estate) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	d, ok := nc.(*deed)
-	if !ok {
-		return &deed{Conn: nc}, nil
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !ok {
+		l.accepted++
+		return &deed{Conn: nc, n: l.accepted}, nil
+	}
 	l.adopted[d] = true
 	return d, nil
 }
@@ -81,6 +83,7 @@ func (l *estate) Replaced() bool { return !l.stops }
 // A deed is one process's copy of a connection.
 type deed struct {
 	net.Conn
+	n             int // so many were accepted before and with it
 	gone, reading atomic.Bool
 }
 
