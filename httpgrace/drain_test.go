@@ -174,7 +174,7 @@ func TestNoHandlerHoldsTheProcessBeyondDrainTimeout(t *testing.T) {
 		"hangs in HTTP/2": {
 			handler: func(http.ResponseWriter, *http.Request) { <-release }, http2: true, err: "1 active",
 		},
-		"sends for ever": {handler: func(w http.ResponseWriter, r *http.Request) {
+		"sends for ever": {handler: func(w http.ResponseWriter, _ *http.Request) {
 			for http.NewResponseController(w).Flush() == nil {
 				io.WriteString(w, "more\n")
 				time.Sleep(time.Second)

@@ -98,3 +98,42 @@ func ExampleDraining() {
 	}
 	http.HandleFunc("/events", events)
 }
+
+// A load balancer that asks /healthz/ready takes the server out of its list
+// within five seconds, before anything changes for the clients. In an upgrade
+// nothing of this happens: the next process is ready when this one drains.
+func ExampleServer_Health() {
+	srv := &httpgrace.Server{LameDuck: 5 * time.Second}
+	mux := http.NewServeMux()
+	mux.Handle("/healthz/", srv.Health()) // /healthz/live and /healthz/ready
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "hello")
+	})
+	srv.Server = &http.Server{Addr: ":8080", Handler: mux}
+}
+
+// Clients resume their sessions with the next process. How the keys get there is
+// the program's: they are secrets, as the certificate's key is.
+func ExampleSessionTickets() {
+	serve := func(srv *httpgrace.Server, handedOver []byte) error {
+		tickets := new(httpgrace.SessionTickets)
+		if handedOver != nil {
+			if err := tickets.UnmarshalBinary(handedOver); err != nil {
+				log.Print(err)
+			}
+		}
+		tickets.Use(srv.TLSConfig)
+		return srv.ListenAndServeTLS("cert.pem", "key.pem")
+	}
+	_ = serve
+}
+
+// Clients that are told apart by their connection, as NTLM does it, keep their
+// process until they close.
+func ExampleServer_keepConn() {
+	known := make(map[string]bool) // by remote address; guarded by a lock, in a real program
+	srv := &httpgrace.Server{
+		KeepConn: func(c net.Conn) bool { return known[c.RemoteAddr().String()] },
+	}
+	_ = srv
+}

@@ -21,7 +21,6 @@ type speaker struct {
 	start time.Time
 	got   chan string
 	pings chan string // the payload of each PING
-	deaf  bool        // answers no PING
 }
 
 func speak(c *client) *speaker {

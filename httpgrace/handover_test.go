@@ -562,7 +562,7 @@ func TestProbe(t *testing.T) {
 	}
 	t.Run("one that does not serve", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			err := probe(func(hs *http.Server, ln net.Listener) error {
+			err := probe(func(_ *http.Server, ln net.Listener) error {
 				_, err := ln.Accept()
 				return err
 			})

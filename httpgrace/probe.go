@@ -80,7 +80,7 @@ func watch(serve func(*http.Server, net.Listener) error, first, next string) (wa
 		err = errors.New("it does not wait for a second request")
 	}
 	close(done)
-	<-served
+	_ = <-served // that its listener is closed
 	return w, errors.Join(err, hs.Close())
 }
 

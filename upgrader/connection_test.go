@@ -155,8 +155,6 @@ func TestAdoptedConnectionsAreForgotten(t *testing.T) {
 	if ls[1].Adopted(c.server) || ls[1].Adopted(nil) || ls[1].Adopted(&tls.Conn{}) {
 		t.Error("it has adopted what it has not accepted")
 	}
-	a = accepted{}
-	c = line{}
 	left := func() (n int) {
 		ls[1].adopted.set.Range(func(any, any) bool { n++; return true })
 		return n
