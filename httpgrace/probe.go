@@ -67,8 +67,11 @@ func watch(serve func(*http.Server, net.Listener) error, first, next string) (wa
 		ErrorLog:  log.New(io.Discard, "", 0),
 		ConnState: c.enter,
 	}
-	served := make(chan error, 1)
-	go func() { served <- serve(hs, ln) }()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = serve(hs, ln) // that ln is closed
+	}()
 	ln.conns <- c
 	limit := time.NewTimer(probeLimit)
 	defer limit.Stop()
@@ -80,7 +83,7 @@ func watch(serve func(*http.Server, net.Listener) error, first, next string) (wa
 		err = errors.New("it does not wait for a second request")
 	}
 	close(done)
-	_ = <-served // that its listener is closed
+	<-served
 	return w, errors.Join(err, hs.Close())
 }
 
