@@ -3,71 +3,13 @@ package main
 import (
 	"errors"
 	"io"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/go-handover/handover/internal/proctest/load"
 	"github.com/go-handover/handover/upgrader"
 )
-
-func TestAnswers(t *testing.T) {
-	s := httptest.NewServer(newHandler(4))
-	defer s.Close()
-	for _, test := range []struct {
-		method, path, body string
-		code               int
-		want               string // prefix
-	}{
-		{"GET", "/healthz", "", 200, "ok\n"},
-		{"POST", "/echo", "abc\x00\n", 200, "abc\x00\n"},
-		{"GET", "/slow?ms=1", "", 200, "slow ms=1\n"},
-		{"GET", "/stream?ms=20", "", 200, "line 1\nline 2\nend\n"},
-		{"GET", "/stream?ms=0", "", 200, "end\n"},
-		{"GET", "/heap?mb=1", "", 200, "heap mb=1\n"},
-		{"GET", "/slow?ms=-1", "", 400, `ms="-1": want a number`},
-		{"GET", "/stream", "", 400, `ms="": want a number`},
-		{"GET", "/heap?mb=9999999999", "", 400, `mb="9999999999": want a number`},
-		{"GET", "/ws", "", 426, "this is a WebSocket"},
-		{"GET", "/elsewhere", "", 404, ""},
-		{"GET", "/echo", "", 405, ""},
-	} {
-		req, err := http.NewRequestWithContext(t.Context(), test.method, s.URL+test.path, strings.NewReader(test.body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err != nil || resp.StatusCode != test.code || !strings.HasPrefix(string(body), test.want) {
-			t.Errorf("%s %s: %d %q %v, want %d %q", test.method, test.path, resp.StatusCode, body, err, test.code, test.want)
-		}
-	}
-}
-
-// The load clients know every byte of what they must get.
-func TestAnswersAreWhatTheLoadExpects(t *testing.T) {
-	s := httptest.NewServer(newHandler(4))
-	defer s.Close()
-	l, err := load.Start(t.Context(), load.Config{Target: s.URL, Requests: 300, Hold: 30 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	<-l.Done()
-	r := l.Stop()
-	if r.Total.Failed != 0 || r.Total.Requests != 300 {
-		t.Error(r)
-	}
-	if len(r.Processes) != 1 || r.Processes[0].Generation != 4 || r.Processes[0].Version != version {
-		t.Errorf("processes %+v", r.Processes)
-	}
-}
 
 func TestFlags(t *testing.T) {
 	c, err := parse([]string{

@@ -29,13 +29,18 @@ within the probation, the old one serves on. scripts/deploy.sh does all of it
 and waits for the verdict.
 
 It answers
-  GET  /               one line, pid=… generation=… version=…
-  POST /echo           the body
-  GET  /slow?ms=N      after N milliseconds
-  GET  /stream?ms=N    a line every 10 ms, the last one is end
-  GET  /heap?mb=N      touches and keeps so much memory
-  GET  /ws             a WebSocket that echoes
-  GET  /healthz        ok
+  GET  /                      one line, pid=… generation=… version=…
+  POST /echo                  the body
+  GET  /slow?ms=N             after N milliseconds
+  GET  /stream?ms=N           a line every 10 ms, the last one is end
+  GET  /download?ms=N&seed=S  a body of known length, a block every 10 ms
+  GET  /cached                a body with an ETag
+  POST /trailers              the body in chunks, and the trailer X-Check
+  GET  /events                server-sent events, one every 10 ms
+  GET  /ws                    a WebSocket that echoes
+  GET  /heap?mb=N             touches and keeps so much memory
+  GET  /healthz               ok
+in HTTP/1 and HTTP/2, the latter in the clear too.
 
 The exit code is 0 after a stop or an upgrade, 1 after a failure, 2 for wrong
 usage.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-handover/handover/httpgrace"
+	"github.com/go-handover/handover/internal/site"
 	"github.com/go-handover/handover/upgrader"
 )
 
@@ -123,7 +124,8 @@ func listen(up *upgrader.Upgrader, c config, log *slog.Logger) ([]net.Listener, 
 func newServer(up *upgrader.Upgrader, c config, log *slog.Logger) (*httpgrace.Server, error) {
 	srv := &httpgrace.Server{
 		Server: &http.Server{
-			Handler:           newHandler(up.Generation()),
+			Handler:           site.Handler(up.Generation(), version),
+			Protocols:         site.Protocols(),
 			ReadHeaderTimeout: 10 * time.Second,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
@@ -134,7 +136,7 @@ func newServer(up *upgrader.Upgrader, c config, log *slog.Logger) (*httpgrace.Se
 		return srv, nil
 	}
 	var err error
-	srv.TLSConfig, err = selfSigned()
+	srv.TLSConfig, err = site.SelfSigned()
 	return srv, err
 }
 

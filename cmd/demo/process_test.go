@@ -33,6 +33,14 @@ func TestUpgradesUnderLoadLoseNothing(t *testing.T) {
 		}
 		loads = append(loads, l)
 	}
+	for _, l := range loads {
+		for len(l.Processes()) == 0 { // the first process is to answer too
+			if t.Context().Err() != nil {
+				t.Fatal("no answers")
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
 	for range 4 {
 		s.Upgrade()
 	}
@@ -117,6 +125,27 @@ func TestConsoleLogNeedsNoTerminal(t *testing.T) {
 	for _, e := range s.Events() {
 		if strings.Contains(e.Line, "\x1b") {
 			t.Errorf("colours in a pipe: %q", e.Line)
+		}
+	}
+}
+
+// Each kind of client gets what it wants, in the clear and over TLS.
+func TestEachKindOfClientIsServed(t *testing.T) {
+	s := proctest.Start(t, proctest.Demo(t, "v1"), "-listen", "127.0.0.1:0", "-tls", "127.0.0.1:0")
+	clients := make(map[load.Kind]int)
+	for _, k := range load.Kinds {
+		clients[k] = 1
+	}
+	for _, socket := range []string{"http-0", "tls"} {
+		l, err := load.Start(t.Context(), load.Config{
+			Target: s.Target(socket), Clients: clients, Requests: 300, Hold: 50 * time.Millisecond,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-l.Done()
+		if r := l.Stop(); r.Total.Failed != 0 || r.Total.Told != 0 || r.Total.Requests != 300 {
+			t.Error(r)
 		}
 	}
 }

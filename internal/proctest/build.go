@@ -12,6 +12,7 @@ import (
 // Import paths of what the tests run.
 const (
 	DemoPackage   = "github.com/go-handover/handover/cmd/demo"
+	PlainPackage  = "github.com/go-handover/handover/internal/proctest/plain"
 	FaultyPackage = "github.com/go-handover/handover/internal/proctest/faulty"
 )
 
@@ -56,6 +57,12 @@ func Build(t testing.TB, pkg string, flags ...string) string {
 func Demo(t testing.TB, version string, flags ...string) string {
 	t.Helper()
 	return Build(t, DemoPackage, append(flags, "-ldflags=-X main.version="+version)...)
+}
+
+// Plain builds cmd/demo with the drain of net/http.
+func Plain(t testing.TB, version string, flags ...string) string {
+	t.Helper()
+	return Build(t, PlainPackage, append(flags, "-ldflags=-X main.version="+version)...)
 }
 
 // Faulty builds a program that takes the demo's flags and fails as internal/

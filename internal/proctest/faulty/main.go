@@ -18,7 +18,7 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"github.com/go-handover/handover/internal/proctest/load"
+	"github.com/go-handover/handover/internal/site"
 	"github.com/go-handover/handover/upgrader"
 )
 
@@ -59,7 +59,7 @@ func run(args []string) error {
 	if err := up.HandleSignals(context.Background(), upgrader.Signals{}); err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: load.Handler(up.Generation(), "faulty"), ReadHeaderTimeout: time.Minute}
+	srv := &http.Server{Handler: site.Handler(up.Generation(), "faulty"), ReadHeaderTimeout: time.Minute}
 	for i, address := range addresses {
 		network := "tcp"
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {

@@ -4,46 +4,16 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
-	"strings"
 	"time"
 )
 
-// target is where the clients connect to.
-type target struct {
-	network, address string
-	host             string      // for the Host header
-	tls              *tls.Config // nil: in the clear
-}
-
-func parseTarget(s string) (target, error) {
-	if path, ok := strings.CutPrefix(s, "unix:"); ok && path != "" {
-		return target{network: "unix", address: path, host: "localhost"}, nil
-	}
-	u, err := url.Parse(s)
-	switch {
-	case err != nil:
-		return target{}, err
-	case u.Port() == "":
-		return target{}, fmt.Errorf("target %q: want http://HOST:PORT, https://HOST:PORT or unix:PATH", s)
-	case u.Scheme == "http":
-		return target{network: "tcp", address: u.Host, host: u.Host}, nil
-	case u.Scheme == "https":
-		// The servers under test make their own certificate in each process.
-		insecure := &tls.Config{ServerName: u.Hostname(), InsecureSkipVerify: true}
-		return target{network: "tcp", address: u.Host, host: u.Host, tls: insecure}, nil
-	}
-	return target{}, fmt.Errorf("target %q: scheme %q: want http, https or unix", s, u.Scheme)
-}
-
-// conn is one connection and the responses that arrive on it. It belongs to
-// one client.
+// conn is one HTTP/1 connection and the responses that arrive on it. It belongs
+// to one client.
 type conn struct {
 	net.Conn
 	responses *bufio.Reader
@@ -52,27 +22,10 @@ type conn struct {
 	unwatch   func() bool
 }
 
-// dial connects once. When ctx is done the connection's pending and future
-// calls fail: the caller asks ctx before it blames the server.
-func (t target) dial(ctx context.Context, limit time.Duration) (*conn, error) {
-	dialing, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	nc, err := new(net.Dialer).DialContext(dialing, t.network, t.address)
-	if err != nil {
-		return nil, &phaseError{phase: "dial", err: err}
-	}
-	if t.tls != nil {
-		secure := tls.Client(nc, t.tls)
-		if err := secure.HandshakeContext(dialing); err != nil {
-			return nil, &phaseError{phase: "handshake", err: errors.Join(err, nc.Close())}
-		}
-		nc = secure
-	}
-	c := &conn{Conn: nc}
+func newConn(nc net.Conn, unwatch func() bool) *conn {
+	c := &conn{Conn: nc, unwatch: unwatch}
 	c.responses = bufio.NewReader(c)
-	// A close, not a deadline: the next request would set that anew.
-	c.unwatch = context.AfterFunc(ctx, func() { _ = nc.Close() })
-	return c, nil
+	return c
 }
 
 // close ends the connection. An error of a connection that is given up says
@@ -94,36 +47,105 @@ func (c *conn) Read(p []byte) (int, error) {
 // exchange writes one request and reads its response, within limit. It reports
 // whether another request may follow on this connection.
 func (c *conn) exchange(r request, limit time.Duration) (keep bool, err error) {
+	if err := c.begin(limit); err != nil {
+		return false, err
+	}
+	if err := c.write(r.text, r.pieces, r.hold); err != nil {
+		return false, &phaseError{phase: "write", err: err}
+	}
+	if r.rest != "" {
+		if err := c.continues(); err != nil {
+			return false, c.failed(err)
+		}
+		if err := c.write(r.rest, 0, 0); err != nil {
+			return false, &phaseError{phase: "write", err: err}
+		}
+	}
+	return c.receive(r)
+}
+
+// begin is called before a request is written, which must have been answered
+// within limit.
+func (c *conn) begin(limit time.Duration) error {
 	// Nobody may speak before he is asked: these bytes would be taken for
 	// the response.
 	if n := c.responses.Buffered(); n > 0 {
-		return false, bodyError(fmt.Sprintf("%d bytes before the request", n))
+		return bodyError(fmt.Sprintf("%d bytes before the request", n))
 	}
-	c.got, c.broken = 0, nil
-	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
-		return false, &phaseError{phase: "write", err: err}
-	}
-	if _, err := io.WriteString(c.Conn, r.text); err != nil {
-		return false, &phaseError{phase: "write", err: err}
-	}
-	keep, err = c.receive(r)
-	if err != nil {
-		return false, &phaseError{phase: "read", answered: c.got > 0, err: err}
-	}
-	return keep, nil
+	return c.expect(limit)
 }
 
-func (c *conn) receive(r request) (keep bool, err error) {
+// expect is begin where the server may have said something already.
+func (c *conn) expect(limit time.Duration) error {
+	c.got, c.broken = 0, nil
+	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
+		return &phaseError{phase: "write", err: err}
+	}
+	return nil
+}
+
+// write sends text at once, or in so many pieces that are spread over d.
+func (c *conn) write(text string, pieces int, d time.Duration) error {
+	begun := time.Now()
+	for i := range pieces {
+		from, to := len(text)*i/pieces, len(text)*(i+1)/pieces
+		if _, err := io.WriteString(c.Conn, text[from:to]); err != nil {
+			return err
+		}
+		time.Sleep(time.Until(begun.Add(d * time.Duration(i+1) / time.Duration(pieces))))
+	}
+	if pieces > 0 {
+		return nil
+	}
+	_, err := io.WriteString(c.Conn, text)
+	return err
+}
+
+// continues waits for 100 Continue.
+func (c *conn) continues() error {
 	resp, err := http.ReadResponse(c.responses, nil)
 	if err != nil {
-		// Half a header line is malformed too; what counts is why it is half.
-		return false, cmp.Or(c.broken, err)
+		return err
+	}
+	_ = resp.Body.Close() // empty, or the answer is not wanted
+	if resp.StatusCode != http.StatusContinue {
+		return statusError(resp.StatusCode)
+	}
+	c.got = 0
+	return nil
+}
+
+// receive reads one response.
+func (c *conn) receive(r request) (keep bool, err error) {
+	resp, err := http.ReadResponse(c.responses, &http.Request{Method: r.method})
+	if err != nil {
+		return false, c.failed(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return false, statusError(resp.StatusCode)
+	if resp.StatusCode != cmp.Or(r.status, http.StatusOK) {
+		return false, c.failed(statusError(resp.StatusCode))
 	}
-	return !resp.Close, r.check(resp.Body)
+	err = r.check(resp.Body)
+	if err == nil && r.also != nil {
+		err = r.also(resp.Header, resp.Trailer)
+	}
+	return !resp.Close, c.failed(err)
+}
+
+// failed says more about an error of reading.
+func (c *conn) failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	var (
+		status statusError
+		body   bodyError
+	)
+	if !errors.As(err, &status) && !errors.As(err, &body) {
+		// Half a header line is malformed too; what counts is why it is half.
+		err = cmp.Or(c.broken, err)
+	}
+	return &phaseError{phase: "read", answered: c.got > 0, err: err}
 }
 
 // idle waits for d, and listens meanwhile, as a browser does. It reports

@@ -21,11 +21,15 @@ const (
 	Timeout   Failure = "timeout"   // no complete response within the limit
 	Status    Failure = "status"    // not 200
 	Body      Failure = "body"      // a complete response with other bytes than it must have
+	Rejected  Failure = "rejected"  // a stream of HTTP/2 that the server will not process: GOAWAY, REFUSED_STREAM
 	Other     Failure = "other"     // not HTTP, a TLS alert, no more descriptors in the client…
 )
 
+// unsent is a request that Go's own client refused: see Result.Unsent.
+const unsent Failure = "unsent"
+
 // Failures lists the kinds in the order of a report.
-var Failures = []Failure{Refused, Reset, EOF, Truncated, Timeout, Status, Body, Other}
+var Failures = []Failure{Refused, Reset, EOF, Truncated, Timeout, Status, Body, Rejected, Other}
 
 // cut reports that a process that dies can cause f on the connections that it
 // has accepted, and on no others.
@@ -51,6 +55,19 @@ type bodyError string
 
 func (e bodyError) Error() string { return string(e) }
 
+// rejectedError is a stream that the server did not process, and says so. A
+// client may open it again elsewhere; these count it.
+type rejectedError struct{ err error }
+
+func (e *rejectedError) Error() string { return e.err.Error() }
+func (e *rejectedError) Unwrap() error { return e.err }
+
+// ownError is a request that the client refused before it wrote a byte of it.
+type ownError struct{ err error }
+
+func (e *ownError) Error() string { return e.err.Error() }
+func (e *ownError) Unwrap() error { return e.err }
+
 // wrong describes two bodies that differ, without printing either of them whole.
 func wrong(got, want string) error {
 	at := 0
@@ -67,6 +84,8 @@ func classify(err error) Failure {
 		at     *phaseError
 		status statusError
 		body   bodyError
+		reject *rejectedError
+		own    *ownError
 		limit  net.Error
 	)
 	answered := errors.As(err, &at) && at.answered
@@ -75,6 +94,10 @@ func classify(err error) Failure {
 		return Status
 	case errors.As(err, &body):
 		return Body
+	case errors.As(err, &own):
+		return unsent
+	case errors.As(err, &reject):
+		return Rejected
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return Refused
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):

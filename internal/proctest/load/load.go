@@ -18,11 +18,11 @@ type Config struct {
 	Target string
 
 	// Clients is how many there are of each kind. Nil: 16 Get and 16 Post, 4
-	// of each other kind.
+	// each of New, Late, Slow and Stream.
 	Clients map[Kind]int
 
-	// Requests bounds the requests of all clients together. Zero: Duration
-	// alone does.
+	// Requests bounds the requests of all clients together, of which a message
+	// of WS and an event of SSE are one each. Zero: Duration alone does.
 	Requests int
 
 	// Duration bounds the time in which requests start. Zero: one minute.
@@ -36,7 +36,8 @@ type Config struct {
 	// pause is random. Zero: 20 ms. Negative: none.
 	Think time.Duration
 
-	// Hold is how long Slow and Stream ask the server to take. Zero: 200 ms.
+	// Hold is how long a request takes of Slow, Stream, Bytewise, Upload and
+	// Download, and one in eight of H2. Zero: 200 ms.
 	Hold time.Duration
 }
 
@@ -172,9 +173,13 @@ func (l *Load) Crash(from, to time.Time) {
 	l.crashes = append(l.crashes, span{from, to})
 }
 
-// take reports that one more request is within the bounds.
-func (l *Load) take() bool {
-	return l.cfg.Requests == 0 || l.asked.Add(1) <= int64(l.cfg.Requests)
+// take returns how many of k more requests are within the bounds.
+func (l *Load) take(k int) int {
+	if l.cfg.Requests == 0 {
+		return k
+	}
+	over := int(l.asked.Add(int64(k))) - l.cfg.Requests
+	return max(0, k-max(0, over))
 }
 
 // identity checks the answer to GET /, and notes who gave it.

@@ -10,22 +10,20 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/go-handover/handover/internal/site"
 )
 
-// each is one client of each kind.
+// each is one client of each kind that sends a whole request, which any server
+// can read, and wants a body.
 func each() map[Kind]int {
-	m := make(map[Kind]int)
-	for _, k := range Kinds {
-		m[k] = 1
-	}
-	return m
+	return map[Kind]int{New: 1, Late: 1, Get: 1, Post: 1, Slow: 1, Stream: 1, Bytewise: 1, Upload: 1, Download: 1}
 }
 
 func start(t *testing.T, cfg Config) *Load {
@@ -48,54 +46,18 @@ func finish(t *testing.T, l *Load) Report {
 	return l.Stop()
 }
 
-func TestNothingFailsAgainstARightServer(t *testing.T) {
-	unix, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	onUnix := httptest.NewUnstartedServer(Handler(3, "v1"))
-	onUnix.Listener.Close()
-	onUnix.Listener = unix
-	onUnix.Start()
-	defer onUnix.Close()
-	plain := httptest.NewServer(Handler(3, "v1"))
-	defer plain.Close()
-	secure := httptest.NewTLSServer(Handler(3, "v1"))
-	defer secure.Close()
-
-	for name, target := range map[string]string{
-		"tcp": plain.URL, "tls": secure.URL, "unix": "unix:" + unix.Addr().String(),
-	} {
-		t.Run(name, func(t *testing.T) {
-			l := start(t, Config{Target: target, Clients: each(), Requests: 200, Hold: 30 * time.Millisecond, Think: time.Millisecond})
-			l.Mark(time.Now())
-			r := finish(t, l)
-			if r.Total.Requests != 200 || r.Total.Failed != 0 || r.Total.Cut != 0 {
-				t.Error(r)
-			}
-			for _, k := range r.Kinds {
-				if k.Requests == 0 {
-					t.Errorf("no request of kind %s", k.Kind)
-				}
-				if want := 1; k.Kind.keeps() && k.Dials != want {
-					t.Errorf("%s: %d connections, want %d", k.Kind, k.Dials, want)
-				}
-				if !k.Kind.keeps() && k.Dials != k.Requests {
-					t.Errorf("%s: %d connections for %d requests", k.Kind, k.Dials, k.Requests)
-				}
-			}
-			if got := r.Total.Around.N; got == 0 || got+r.Total.Steady.N != 200 {
-				t.Errorf("latency of %d around the mark and %d others", got, r.Total.Steady.N)
-			}
-			if len(r.Processes) != 1 || r.Processes[0].PID != os.Getpid() || r.Processes[0].Generation != 3 || r.Processes[0].Version != "v1" {
-				t.Errorf("processes %+v", r.Processes)
-			}
-		})
-	}
-}
-
 // A clumsy server reads one request on each connection and then does answer.
 func clumsy(t *testing.T, answer func(net.Conn)) (target string) {
+	t.Helper()
+	return raw(t, func(c net.Conn, in *bufio.Reader) {
+		if readRequest(in) == nil {
+			answer(c)
+		}
+	})
+}
+
+// A raw server does as it likes with each connection.
+func raw(t *testing.T, do func(c net.Conn, in *bufio.Reader)) (target string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -110,9 +72,7 @@ func clumsy(t *testing.T, answer func(net.Conn)) (target string) {
 			}
 			wg.Go(func() {
 				defer c.Close()
-				if readRequest(bufio.NewReader(c)) == nil {
-					answer(c)
-				}
+				do(c, bufio.NewReader(c))
 			})
 		}
 	})
@@ -171,11 +131,14 @@ func TestEachFailureIsCountedUnderItsKind(t *testing.T) {
 		{"speaks another language", say("220 mail.example ESMTP\r\n"), Other, "malformed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			l := start(t, Config{
+			cfg := Config{
 				Target: clumsy(t, test.answer), Clients: each(), Requests: 12,
-				Think: -1, Hold: 10 * time.Millisecond, Timeout: 200 * time.Millisecond,
-			})
-			expect(t, finish(t, l), test.want, test.text)
+				Think: -1, Hold: 10 * time.Millisecond,
+			}
+			if test.want == Timeout {
+				cfg.Timeout = 200 * time.Millisecond
+			}
+			expect(t, finish(t, start(t, cfg)), test.want, test.text)
 		})
 	}
 }
@@ -323,7 +286,7 @@ func TestCrashExcusesOnlyWhatItCut(t *testing.T) {
 }
 
 func TestOwnShutdownIsNoFailure(t *testing.T) {
-	s := httptest.NewServer(Handler(3, "v1"))
+	s := httptest.NewServer(site.Handler(3, "v1"))
 	defer s.Close()
 
 	t.Run("Stop finishes what is in flight", func(t *testing.T) {

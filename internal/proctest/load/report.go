@@ -19,7 +19,7 @@ type Report struct {
 }
 
 // Result is what became of the requests of one kind of client. Each request
-// is either answered, as it must be, or failed, or cut.
+// is either answered, as it must be, or failed, or cut, or unsent.
 type Result struct {
 	Kind     Kind
 	Clients  int
@@ -33,9 +33,23 @@ type Result struct {
 	Dials  int // connections that were opened, or tried
 	Closed int // connections that the server closed while they were idle: no failure
 
+	// Told is how many were sent once more, on another connection, because the
+	// server had said that they would not be answered: Connection: close in the
+	// answer to an earlier one of a batch, close 1001 of a WebSocket, GOAWAY
+	// where Go's Transport repeats a GET by itself. That is no failure, but a
+	// connection that lasts has none.
+	Told int
+
+	// Unsent is how many Go's HTTP/2 client refused by itself, before it wrote a
+	// byte of them: it had picked a connection that has just ended, and does not
+	// look for another one where a body cannot be rewound. Nothing of them
+	// reaches a server, and none can prevent it: they are not in Failed. A
+	// server that breaks connections causes them too, but never them alone.
+	Unsent int
+
 	// The latency of the answered ones: from before dialling, or from before
 	// writing on a kept connection, to the last byte, without the time that
-	// Slow, Stream and Late mean to take.
+	// they are meant to take.
 	Steady Latency
 	Around Latency // those that were under way within Window of a mark
 }
@@ -86,6 +100,7 @@ func (l *Load) result(k Kind, clients []*client) Result {
 		r.Requests += len(c.samples) + len(c.failures)
 		r.Dials += c.dials
 		r.Closed += c.closed
+		r.Told += c.told
 		for _, s := range c.samples {
 			if l.marked(s) {
 				around = append(around, s.took)
@@ -94,12 +109,15 @@ func (l *Load) result(k Kind, clients []*client) Result {
 			}
 		}
 		for _, f := range c.failures {
-			if f.kind.cut() && l.crashed(f.at) {
+			switch {
+			case f.kind == unsent:
+				r.Unsent++
+			case f.kind.cut() && l.crashed(f.at):
 				r.Cut++
-				continue
+			default:
+				r.Failed++
+				r.Failures[f.kind]++
 			}
-			r.Failed++
-			r.Failures[f.kind]++
 		}
 		for kind, texts := range c.texts {
 			room := max(0, examples-len(r.Examples[kind]))
@@ -146,10 +164,26 @@ func (r Report) String() string {
 	}
 	_ = w.Flush() // a strings.Builder does not fail
 	b.WriteString(r.Total.Lost())
+	b.WriteString(r.each("told by the server that no answer comes, and sent again", func(k Result) int { return k.Told }))
+	b.WriteString(r.each("unsent, because Go's HTTP/2 client refused them itself", func(k Result) int { return k.Unsent }))
 	if r.Total.Cut > 0 {
 		b.WriteString("cut: on connections that a process had accepted which crashed; nobody else can answer for them\n")
 	}
 	return b.String()
+}
+
+// each says for which kinds there is any of what, or nothing.
+func (r Report) each(what string, of func(Result) int) string {
+	var some []string
+	for _, k := range r.Kinds {
+		if n := of(k); n > 0 {
+			some = append(some, fmt.Sprintf("%s %d", k.Kind, n))
+		}
+	}
+	if some == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s: %s\n", what, strings.Join(some, ", "))
 }
 
 // String is three cells of a table.

@@ -1,41 +1,26 @@
 package load
 
 import (
-	"bufio"
-	"cmp"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"slices"
+	"net/http"
 	"strings"
 	"time"
 )
 
-// Kind is what a client does, again and again.
-type Kind string
-
-// The kinds of client.
-const (
-	New    Kind = "new"    // a new connection for each GET /
-	Late   Kind = "late"   // a new connection that says nothing for a while, then GET /
-	Get    Kind = "get"    // GET / on a connection that is kept
-	Post   Kind = "post"   // POST /echo on a connection that is kept
-	Slow   Kind = "slow"   // GET /slow: a request that is in flight nearly all the time
-	Stream Kind = "stream" // GET /stream: a response that is in flight nearly all the time
-)
-
-// Kinds lists the kinds of client in the order of a report.
-var Kinds = []Kind{New, Late, Get, Post, Slow, Stream}
-
-// keeps reports that clients of this kind keep their connection.
-func (k Kind) keeps() bool { return k != New && k != Late }
-
-// request is one request, ready to be written, and what its response must be.
+// request is one HTTP/1 request, ready to be written, and what its response
+// must be.
 type request struct {
+	method  string // as the response's reader must know it; none: GET
 	text    string
-	silence time.Duration         // the connection says nothing for so long
-	hold    time.Duration         // the server is asked to take so long
-	check   func(io.Reader) error // reads the body to its end
+	rest    string        // what is written after 100 Continue
+	pieces  int           // text is written in so many, during hold; zero: at once
+	silence time.Duration // the connection says nothing for so long
+	hold    time.Duration // the request is meant to take so long
+
+	status int                                     // none: 200
+	check  func(io.Reader) error                   // reads the body to its end
+	also   func(header, trailer http.Header) error // nil: nothing more
 }
 
 // request returns the n-th request of a client.
@@ -43,15 +28,45 @@ func (c *client) request(n int) request {
 	hold := c.load.cfg.Hold
 	switch c.kind {
 	case Post:
-		body := payload(c.id, n)
-		head := fmt.Sprintf("POST /echo HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n", c.load.target.host, len(body))
-		return request{text: head + body, check: exactly(body)}
+		return c.post(payload(c.id, n))
 	case Slow:
 		return request{text: c.get(fmt.Sprintf("/slow?ms=%d", hold.Milliseconds())), hold: hold, check: exactly(slowBody(hold))}
 	case Stream:
 		return request{text: c.get(fmt.Sprintf("/stream?ms=%d", hold.Milliseconds())), hold: hold, check: lines(hold)}
 	case Late:
 		return request{text: c.get("/"), silence: c.think(), check: c.load.identity}
+	case Bytewise:
+		r := c.post(fmt.Sprintf("client %d request %d\n", c.id, n))
+		r.hold, r.pieces = hold, len(r.text)
+		return r
+	case Upload:
+		r := c.post(blocks(c.tag(n), hold))
+		r.hold, r.pieces = hold, max(1, int(hold/streamPace))
+		return r
+	case Download:
+		path := fmt.Sprintf("/download?ms=%d&seed=%s", hold.Milliseconds(), c.tag(n))
+		return request{text: c.get(path), hold: hold, check: exactly(blocks(c.tag(n), hold))}
+	case Continue:
+		r := c.post(payload(c.id, n), "Expect: 100-continue")
+		head, body, _ := strings.Cut(r.text, "\r\n\r\n")
+		r.text, r.rest = head+"\r\n\r\n", body
+		return r
+	case Head:
+		return c.head(n)
+	case NotModified:
+		return request{
+			text: c.get("/cached", `If-None-Match: "1"`), status: http.StatusNotModified,
+			check: exactly(""), also: header("Etag", `"1"`),
+		}
+	case Trailers:
+		return c.trailers(n)
+	case HTTP10:
+		return c.http10(n)
+	case UpgradeH2C:
+		// The settings are of a client that allows 100 streams.
+		return request{text: c.get("/", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"), check: c.load.identity}
+	case Pipeline, Chaos:
+		return c.mixed(n)
 	default:
 		return request{text: c.get("/"), check: c.load.identity}
 	}
@@ -59,67 +74,71 @@ func (c *client) request(n int) request {
 
 // get is the text of a GET. A client that will not keep its connection says
 // so: the server then closes first, and no port of the client is used up.
-func (c *client) get(path string) string {
-	end := "\r\n"
+func (c *client) get(path string, fields ...string) string {
 	if !c.kind.keeps() {
-		end = "Connection: close\r\n\r\n"
+		fields = append(fields, "Connection: close")
 	}
-	return "GET " + path + " HTTP/1.1\r\nHost: " + c.load.target.host + "\r\n" + end
+	return c.header("GET", path, fields...)
 }
 
-// payload is a body that no other request has, so that a response which
-// belongs to another one is noticed.
-func payload(client, n int) string {
-	line := fmt.Sprintf("client %d request %d\n", client, n)
-	return strings.Repeat(line, 1+rand.IntN(200))
+func (c *client) header(method, path string, fields ...string) string {
+	fields = append([]string{method + " " + path + " HTTP/1.1", "Host: " + c.load.target.host}, fields...)
+	return strings.Join(fields, "\r\n") + "\r\n\r\n"
 }
 
-func slowBody(hold time.Duration) string {
-	return fmt.Sprintf("slow ms=%d\n", hold.Milliseconds())
+func (c *client) post(body string, fields ...string) request {
+	fields = append(fields, fmt.Sprintf("Content-Length: %d", len(body)))
+	return request{text: c.header("POST", "/echo", fields...) + body, check: exactly(body)}
 }
 
-func exactly(want string) func(io.Reader) error {
-	return func(r io.Reader) error {
-		got, err := io.ReadAll(r)
-		if err != nil {
-			return err
-		}
-		if string(got) != want {
-			return wrong(string(got), want)
+// chunked is post with the body in chunks.
+func (c *client) chunked(path, body, trailer string, fields ...string) request {
+	var b strings.Builder
+	b.WriteString(c.header("POST", path, append(fields, "Transfer-Encoding: chunked")...))
+	for piece := range pieces(body) {
+		fmt.Fprintf(&b, "%x\r\n%s\r\n", len(piece), piece)
+	}
+	b.WriteString("0\r\n" + trailer + "\r\n")
+	return request{text: b.String(), check: exactly(body)}
+}
+
+func (c *client) trailers(n int) request {
+	r := c.chunked("/trailers", payload(c.id, n), "X-Check: "+c.tag(n)+"\r\n", "Trailer: X-Check")
+	r.also = func(_, trailer http.Header) error {
+		if got := trailer.Get("X-Check"); got != c.tag(n) {
+			return bodyError(fmt.Sprintf("trailer %q, want %q", got, c.tag(n)))
 		}
 		return nil
 	}
+	return r
 }
 
-// lines checks each line when it arrives.
-func lines(hold time.Duration) func(io.Reader) error {
-	return func(r io.Reader) error {
-		last := int(hold/streamPace) + 1
-		s := bufio.NewScanner(r)
-		n := 0
-		for s.Scan() {
-			n++
-			want := fmt.Sprintf("line %d", n)
-			if n == last {
-				want = "end"
+// head is a GET every second time: bytes that follow the answer to a HEAD are
+// taken for the answer to it.
+func (c *client) head(n int) request {
+	if n%2 == 0 {
+		return request{text: c.get("/"), check: c.load.identity}
+	}
+	return request{
+		method: "HEAD", text: c.header("HEAD", "/"), check: exactly(""),
+		also: func(header, _ http.Header) error {
+			if got := header.Get("Content-Length"); got == "" || got == "0" {
+				return bodyError(fmt.Sprintf("Content-Length %q, want that of a GET", got))
 			}
-			if s.Text() != want {
-				// The last line may be half of one, because the rest was cut.
-				return cmp.Or(s.Err(), wrong(s.Text(), want))
-			}
-		}
-		if err := s.Err(); err != nil {
-			return err
-		}
-		if n != last {
-			return bodyError(fmt.Sprintf("%d lines, want %d", n, last))
-		}
-		return nil
+			return nil
+		},
 	}
 }
 
-// streamPace is the time from one line of a stream to the next.
-const streamPace = 10 * time.Millisecond
+// http10 keeps its connection for one more request, every second time.
+func (c *client) http10(n int) request {
+	var keep []string
+	if n%2 == 1 {
+		keep = append(keep, "Connection: keep-alive")
+	}
+	text := strings.Replace(c.get("/", keep...), "HTTP/1.1", "HTTP/1.0", 1)
+	return request{text: text, check: c.load.identity}
+}
 
-// Known reports that k is one of Kinds.
-func (k Kind) Known() bool { return slices.Contains(Kinds, k) }
+// tag names a request in what it asks for.
+func (c *client) tag(n int) string { return fmt.Sprintf("client-%d-request-%d", c.id, n) }

@@ -33,9 +33,7 @@ With -commands it reads standard input, line by line, and ends with it:
              off on its own connections is counted apart
   say TEXT   show TEXT in the line of progress
 
-Kinds of client: new late get post slow stream
-
-Flags:
+Kinds of client:
 `
 
 // errLost is the result of a load that could be put on the server.
@@ -60,6 +58,10 @@ func run(args []string, stdin io.Reader, stdout, stderr *os.File) error {
 	f.SetOutput(stdout)
 	f.Usage = func() {
 		fmt.Fprint(stdout, usage)
+		for _, k := range load.Kinds {
+			fmt.Fprintf(stdout, "  %-11s  %s\n", k, k.Does())
+		}
+		fmt.Fprint(stdout, "\nFlags:\n")
 		f.PrintDefaults()
 	}
 	f.StringVar(&cfg.Target, "target", "", "http://HOST:PORT, https://HOST:PORT or unix:PATH")
@@ -67,8 +69,8 @@ func run(args []string, stdin io.Reader, stdout, stderr *os.File) error {
 	f.IntVar(&cfg.Requests, "requests", 0, "how many in all (default any number)")
 	f.DurationVar(&cfg.Timeout, "timeout", 10*time.Second, "limit of a request")
 	f.DurationVar(&cfg.Think, "think", 20*time.Millisecond, "longest pause of a client between two requests")
-	f.DurationVar(&cfg.Hold, "hold", 200*time.Millisecond, "how long slow and stream requests take")
-	f.Func("clients", "how many of each `kind`: get=16,post=16 (default 4 of each, 16 get, 16 post)", func(s string) (err error) {
+	f.DurationVar(&cfg.Hold, "hold", 200*time.Millisecond, "how long the requests take that are meant to")
+	f.Func("clients", "how many of each `kind`: get=16,post=16 (default 16 get and post, 4 new, late, slow and stream)", func(s string) (err error) {
 		cfg.Clients, err = parseClients(s)
 		return err
 	})

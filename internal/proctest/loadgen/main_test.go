@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/go-handover/handover/internal/proctest/load"
+	"github.com/go-handover/handover/internal/site"
 )
 
 // output is a file, as run wants it, and what was written to it.
@@ -31,7 +32,7 @@ func output(t *testing.T) (*os.File, func() string) {
 }
 
 func TestTableAndResult(t *testing.T) {
-	s := httptest.NewServer(load.Handler(1, "v1"))
+	s := httptest.NewServer(site.Handler(1, "v1"))
 	defer s.Close()
 	out, printed := output(t)
 	if err := run([]string{"-target", s.URL, "-clients", "get=2,post=1", "-requests", "30"}, nil, out, out); err != nil {
@@ -49,7 +50,7 @@ func TestTableAndResult(t *testing.T) {
 }
 
 func TestCommands(t *testing.T) {
-	s := httptest.NewServer(load.Handler(1, "v1"))
+	s := httptest.NewServer(site.Handler(1, "v1"))
 	defer s.Close()
 	out, printed := output(t)
 	in, commands := io.Pipe()
@@ -65,13 +66,47 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-func TestUsage(t *testing.T) {
+func TestWrongUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"-target", "x"}, {"-clients", "get"}, {"-clients", "got=1"}, {"-target", "unix:x", "more"}, {"-bogus"},
 	} {
 		out, _ := output(t)
 		if err := run(args, new(bytes.Buffer), out, out); err == nil || errors.Is(err, errLost) {
 			t.Errorf("run(%q) returns %v", args, err)
+		}
+	}
+}
+
+func TestUsageListsEachKind(t *testing.T) {
+	out, printed := output(t)
+	if err := run([]string{"-h"}, nil, out, out); err != nil {
+		t.Error(err)
+	}
+	for _, k := range load.Kinds {
+		if !strings.Contains(printed(), "\n  "+string(k)+" ") {
+			t.Errorf("no %s in\n%s", k, printed())
+		}
+	}
+}
+
+// Each kind can be asked for by its name.
+func TestEachKindRuns(t *testing.T) {
+	s := httptest.NewUnstartedServer(site.Handler(1, "v1"))
+	s.Config.Protocols = site.Protocols()
+	s.Start()
+	defer s.Close()
+	var clients []string
+	for _, k := range load.Kinds {
+		clients = append(clients, string(k)+"=1")
+	}
+	out, printed := output(t)
+	args := []string{"-target", s.URL, "-clients", strings.Join(clients, ","), "-duration", "100ms", "-hold", "20ms"}
+	if err := run(args, nil, out, out); err != nil {
+		t.Errorf("%v\n%s", err, printed())
+	}
+	for _, k := range load.Kinds {
+		if !strings.Contains(printed(), " "+string(k)+" ") {
+			t.Errorf("no %s in\n%s", k, printed())
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package site
 
 import (
 	"fmt"
@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// streamPace is the time between two lines of /stream.
+// streamPace is the time from one line of /stream, block of /download and event
+// of /events to the next.
 const streamPace = 10 * time.Millisecond
 
-// newHandler answers with a few of the things that get lost where an upgrade
-// is not what it should be.
-func newHandler(generation int) http.Handler {
+// Handler answers for one generation of a server.
+func Handler(generation int, version string) http.Handler {
 	var kept heap
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -24,6 +24,10 @@ func newHandler(generation int) http.Handler {
 	mux.HandleFunc("POST /echo", echo)
 	mux.HandleFunc("GET /slow", slow)
 	mux.HandleFunc("GET /stream", stream)
+	mux.HandleFunc("GET /download", download)
+	mux.HandleFunc("GET /cached", cached)
+	mux.HandleFunc("POST /trailers", trailers)
+	mux.HandleFunc("GET /events", events)
 	mux.HandleFunc("GET /heap", kept.grow)
 	mux.HandleFunc("GET /ws", webSocket)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -64,18 +68,27 @@ func stream(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	if paced(w, ms, func(i int) string { return fmt.Sprintf("line %d\n", i+1) }) {
+		fmt.Fprintln(w, "end")
+	}
+}
+
+// paced writes a part in each streamPace of ms milliseconds. It reports false
+// if the client has gone.
+func paced(w http.ResponseWriter, ms int, part func(i int) string) bool {
 	out := http.NewResponseController(w)
 	tick := time.NewTicker(streamPace)
 	defer tick.Stop()
-	for i := range time.Duration(ms) * time.Millisecond / streamPace {
-		fmt.Fprintf(w, "line %d\n", i+1)
-		if out.Flush() != nil {
-			return // the client has gone
+	for i := range parts(ms) {
+		if _, err := io.WriteString(w, part(i)); err != nil || out.Flush() != nil {
+			return false
 		}
 		<-tick.C
 	}
-	fmt.Fprintln(w, "end")
+	return true
 }
+
+func parts(ms int) int { return int(time.Duration(ms) * time.Millisecond / streamPace) }
 
 // heap keeps memory, to show that a large process upgrades as fast as a small one.
 type heap struct {

@@ -1,4 +1,4 @@
-package main
+package site
 
 import (
 	"crypto/ecdsa"
@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// selfSigned makes a certificate for the loopback addresses. Each process has
+// SelfSigned makes a certificate for the loopback addresses. Each process has
 // another one: fine for a demonstration, whose clients do not look at it.
-func selfSigned() (*tls.Config, error) {
+func SelfSigned() (*tls.Config, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -22,7 +22,7 @@ func selfSigned() (*tls.Config, error) {
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(now.UnixNano()),
-		Subject:      pkix.Name{CommonName: "demo"},
+		Subject:      pkix.Name{CommonName: "localhost"},
 		NotBefore:    now.Add(-time.Hour),
 		NotAfter:     now.AddDate(1, 0, 0),
 		DNSNames:     []string{"localhost"},

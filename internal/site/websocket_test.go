@@ -1,4 +1,4 @@
-package main
+package site
 
 import (
 	"bufio"
@@ -92,14 +92,14 @@ func (c *wsClient) ended() {
 	}
 }
 
-// serve runs the demo's handler until drain is called.
+// serve runs the handler until drain is called.
 func serve(t *testing.T) (addr string, drain func()) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &httpgrace.Server{Server: &http.Server{Handler: newHandler(1)}, DrainTimeout: 10 * time.Second}
+	srv := &httpgrace.Server{Server: &http.Server{Handler: Handler(1, "v1")}, DrainTimeout: 10 * time.Second}
 	done, served := make(chan struct{}), make(chan error, 1)
 	go func() { served <- srv.ServeUntil(done, ln) }()
 	drained := false
