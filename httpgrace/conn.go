@@ -93,6 +93,7 @@ func (c *conn) enter(nc net.Conn, state http.ConnState) {
 	case http.StateNew:
 		if _, ok := nc.(*tls.Conn); ok {
 			c.face = nc
+			c.tally.records = new(records)
 			set |= encrypted
 		} else if c.has(adopted) {
 			set |= adopted
@@ -149,7 +150,7 @@ func (c *conn) read(p []byte) (int, error) {
 			}
 		}
 		if n > 0 {
-			c.deliver(n)
+			c.deliver(p[:n])
 			return n, err
 		}
 		if err != nil && c.dl.ours(c.Conn, err) {
@@ -162,10 +163,13 @@ func (c *conn) read(p []byte) (int, error) {
 	}
 }
 
-// deliver notes that n bytes go to net/http.
-func (c *conn) deliver(n int) {
+// deliver notes that p goes to net/http.
+func (c *conn) deliver(p []byte) {
 	c.begun = true
-	c.tally.got.Add(int64(n))
+	c.tally.got.Add(int64(len(p)))
+	if r := c.tally.records; r != nil {
+		r.pass(p)
+	}
 	if st := c.flags.Load(); st&quiet != 0 && !shaking(st) {
 		c.change(quiet, 0)
 	}

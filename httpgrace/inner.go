@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -122,8 +123,8 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 
 // mayClose reports whether the connection may be closed after the response.
 func mayClose(r *http.Request) bool {
-	if r.Header.Get("Upgrade") != "" {
-		return false // the header says what becomes of the connection
+	if u := r.Header.Get("Upgrade"); u != "" && !strings.EqualFold(u, "h2c") {
+		return false // the header says what becomes of the connection; net/http ignores h2c
 	}
 	c := connOf(r.Context())
 	return !c.behind(r) && !c.movable() // behind counts, whatever comes of it

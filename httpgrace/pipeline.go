@@ -1,16 +1,15 @@
 package httpgrace
 
 import (
+	"crypto/tls"
 	"math"
 	"net/http"
+	"strings"
 	"sync/atomic"
 )
 
 // smallestRequest is the length of "GET / HTTP/1.0" and an empty line.
 const smallestRequest = 18
-
-// recordOverhead is what a TLS record adds to a request, at most.
-const recordOverhead = 29
 
 // A tally counts the bytes that net/http has read, as net/http does not show
 // what it has read ahead. It answers two questions: has another request been
@@ -23,6 +22,48 @@ type tally struct {
 	// hold while the flag counted is set.
 	base int64 // got when net/http's buffer was empty
 	used int64 // by requests since then
+
+	records *records // nil: no TLS
+}
+
+// records counts the records of TLS in a stream of bytes (RFC 8446 §5.1). Of
+// what was read, a part of each is not the client's.
+type records struct {
+	header [recordHeader]byte
+	filled int // of header
+	left   int // what remains of the record
+	count  atomic.Int64
+	base   int64 // count when net/http's buffer was empty
+}
+
+const recordHeader = 5
+
+// pass notes that p has passed.
+func (r *records) pass(p []byte) {
+	for len(p) > 0 {
+		n := min(r.left, len(p))
+		r.left -= n
+		p = p[n:]
+		n = copy(r.header[r.filled:], p)
+		p = p[n:]
+		if r.filled += n; r.filled == recordHeader {
+			r.filled, r.left = 0, int(r.header[3])<<8|int(r.header[4])
+			r.count.Add(1)
+		}
+	}
+}
+
+// overhead is what each record has beside the client's bytes, at least: its
+// header, a nonce and a tag, and from TLS 1.3 on the type.
+func overhead(state tls.ConnectionState) int64 {
+	const tag, nonce, kind = 16, 8, 1
+	switch {
+	case state.Version >= tls.VersionTLS13:
+		return recordHeader + tag + kind
+	case strings.Contains(tls.CipherSuiteName(state.CipherSuite), "_GCM_"):
+		return recordHeader + nonce + tag
+	}
+	return recordHeader + tag
 }
 
 // awaits is called before each Read between two requests.
@@ -32,7 +73,8 @@ func (c *conn) awaits(size int) {
 	case shaking(st):
 		t.base = math.MaxInt64 // no telling how much is handshake: take it all for that
 	case st&encrypted != 0 && !c.ahead():
-		t.base = t.got.Load() + recordOverhead
+		t.base = t.got.Load()
+		t.records.base = t.records.count.Load()
 	case st&encrypted == 0 && size == int(c.largest):
 		t.base = t.got.Load()
 	default:
@@ -63,7 +105,11 @@ func (c *conn) behind(r *http.Request) bool {
 	}
 	t := &c.tally
 	t.used += requestSize(r)
-	return t.got.Load()-t.base-t.used >= smallestRequest
+	got := t.got.Load() - t.base
+	if tc, ok := c.face.(*tls.Conn); ok && t.records != nil {
+		got -= (t.records.count.Load() - t.records.base) * overhead(tc.ConnectionState())
+	}
+	return got-t.used >= smallestRequest
 }
 
 // requestSize returns how long r was when it was sent, if it was written as

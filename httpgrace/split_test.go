@@ -1,6 +1,7 @@
 package httpgrace
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net/http"
 	"strings"
@@ -167,6 +168,47 @@ func TestPipelinedRequestsAreAnsweredBeforeTheClose(t *testing.T) {
 			r.drained()
 		})
 	}
+}
+
+// How a client cuts a request into records of TLS does not make it look like
+// several requests: the close is announced with its answer.
+func TestCloseIsAnnouncedOverTLSHoweverTheRequestIsCut(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		for _, piece := range []int{1, 2, 7, 50, 1000} {
+			t.Run(fmt.Sprintf("%s in pieces of %d", tls.VersionName(version), piece), func(t *testing.T) {
+				r := startRig(t, rigOptions{kind: graceKind, tls: true, edit: func(hs *http.Server) { hs.TLSConfig.MaxVersion = version }})
+				c := r.dial()
+				c.ask(get("/"))
+				r.waitState(http.StateIdle)
+				r.shutdown(20 * time.Second)
+				request := post("/", strings.Repeat("x", 300))
+				for rest := request; rest != ""; rest = rest[min(piece, len(rest)):] {
+					if err := c.send(rest[:min(piece, len(rest))]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if _, closes, err := c.answer(); err != nil || !closes {
+					t.Errorf("closes %v, %v", closes, err)
+				}
+				c.nc.Close()
+				r.drained()
+			})
+		}
+	}
+}
+
+// net/http ignores an upgrade to h2c, so its answer may say what any other does.
+func TestCloseIsAnnouncedToWhoAsksForH2C(t *testing.T) {
+	r := startRig(t, rigOptions{kind: graceKind})
+	c := r.dial()
+	c.ask(get("/"))
+	r.waitState(http.StateIdle)
+	r.shutdown(20 * time.Second)
+	if _, closes := c.ask("GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"); !closes {
+		t.Error("it is not announced")
+	}
+	c.nc.Close()
+	r.drained()
 }
 
 // requests are n requests in one piece, of several kinds.
