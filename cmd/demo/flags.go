@@ -39,7 +39,8 @@ It answers
   GET  /events                server-sent events, one every 10 ms
   GET  /ws                    a WebSocket that echoes
   GET  /heap?mb=N             touches and keeps so much memory
-  GET  /healthz               ok
+  GET  /healthz/live          ok, as long as the process answers
+  GET  /healthz/ready         ok; 503 from when it is told to stop
 in HTTP/1 and HTTP/2, the latter in the clear too.
 
 The exit code is 0 after a stop or an upgrade, 1 after a failure, 2 for wrong
@@ -55,6 +56,7 @@ type config struct {
 	pidfile      string
 	probation    time.Duration
 	drainTimeout time.Duration
+	lameDuck     time.Duration
 	readyTimeout time.Duration
 	readyDelay   time.Duration
 	maxDraining  int
@@ -78,6 +80,8 @@ func parse(args []string, stdout io.Writer) (config, error) {
 		"how long the old process can take the service back; negative: not at all")
 	f.DurationVar(&c.drainTimeout, "drain-timeout", upgrader.DefaultDrainTimeout,
 		"how long a process that was replaced or stopped answers what it has accepted")
+	f.DurationVar(&c.lameDuck, "lame-duck", 0,
+		"how long a process that is stopped serves on, not ready, for load balancers to notice")
 	f.DurationVar(&c.readyTimeout, "ready-timeout", upgrader.DefaultReadyTimeout,
 		"how long a new process may take until it is ready; progress extends it")
 	f.DurationVar(&c.readyDelay, "ready-delay", 0, "simulated warm-up")

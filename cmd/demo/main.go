@@ -122,16 +122,20 @@ func listen(up *upgrader.Upgrader, c config, log *slog.Logger) ([]net.Listener, 
 }
 
 func newServer(up *upgrader.Upgrader, c config, log *slog.Logger) (*httpgrace.Server, error) {
+	mux := http.NewServeMux()
 	srv := &httpgrace.Server{
 		Server: &http.Server{
-			Handler:           site.Handler(up.Generation(), version),
+			Handler:           mux,
 			Protocols:         site.Protocols(),
 			ReadHeaderTimeout: 10 * time.Second,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
 		DrainTimeout: c.drainTimeout,
+		LameDuck:     c.lameDuck,
 		Hurry:        up.Hurry(),
 	}
+	mux.Handle("/", site.Handler(up.Generation(), version))
+	mux.Handle("/healthz/", srv.Health())
 	if c.tls == "" {
 		return srv, nil
 	}

@@ -4,6 +4,8 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -117,6 +119,70 @@ func TestRequestInFlightOutlivesTheUpgrade(t *testing.T) {
 	if code := s.ExitCode(); code != 0 {
 		t.Errorf("the old process exits %d", code)
 	}
+}
+
+// health asks on a connection of its own, or on the one that client keeps.
+func health(t *testing.T, client *http.Client, url string) int {
+	t.Helper()
+	resp, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode
+}
+
+func TestLameDuckServesAndIsNotReady(t *testing.T) {
+	s := proctest.Start(t, proctest.Demo(t, "v1"), "-lame-duck", "2s")
+	target := s.Target("http-0")
+	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	if got := health(t, fresh, target+"/healthz/ready"); got != http.StatusOK {
+		t.Errorf("ready: %d", got)
+	}
+	pid := s.PID()
+	s.Signal(pid, syscall.SIGTERM)
+	s.Wait(proctest.Changed(pid, "stopped"))
+	for health(t, fresh, target+"/healthz/ready") == http.StatusOK { // until it has heard
+		time.Sleep(time.Millisecond)
+	}
+	for path, want := range map[string]int{"/healthz/ready": 503, "/healthz/live": 200, "/": 200} {
+		if got := health(t, fresh, target+path); got != want {
+			t.Errorf("%s: %d, want %d", path, got, want)
+		}
+	}
+	s.WaitGone()
+}
+
+// In an upgrade the path stays green, on new connections, and on an old one that
+// the draining process keeps.
+func TestUpgradeIsReadyAllTheTime(t *testing.T) {
+	s := proctest.Start(t, proctest.Demo(t, "v1"), "-tls", "127.0.0.1:0", "-listen", "127.0.0.1:0", "-probation", "100ms", "-lame-duck", "1m")
+	insecure := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	kept := &http.Client{Transport: insecure} // HTTP/1, as TLSClientConfig is set
+	defer insecure.CloseIdleConnections()
+	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	check := func() {
+		t.Helper()
+		for url, client := range map[string]*http.Client{s.Target("http-0"): fresh, s.Target("tls"): kept} {
+			if got := health(t, client, url+"/healthz/ready"); got != http.StatusOK {
+				t.Errorf("%s: %d", url, got)
+			}
+		}
+	}
+	check()
+	old := s.PID()
+	s.Upgrade()
+	s.Wait(proctest.Changed(old, "draining"))
+	check() // the kept one is answered by the old process, for the last time
+	if code := s.ExitCode(); code != 0 {
+		t.Errorf("the old process exits %d", code)
+	}
+	check()
+	s.Signal(s.PID(), syscall.SIGTERM)
+	s.Signal(s.PID(), syscall.SIGTERM)
 }
 
 func TestConsoleLogNeedsNoTerminal(t *testing.T) {
