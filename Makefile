@@ -18,19 +18,25 @@ help: ## this list
 demo: ## the main job: upgrades under load, prints what was lost
 	scripts/demo.sh
 
-test: setup ## all tests, as CI runs them
-	$(GO) test $(TESTFLAGS) ./...
+test: setup bin/h2spec ## all tests, as CI runs them
+	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) ./...
 
 race: setup ## what touches processes, 20 times over
-	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m ./upgrader/ ./httpgrace/ .
+	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec)' ./upgrader/ ./httpgrace/ .
 
-soak: setup ## 1,000 upgrades and 1,000 failed ones
+soak: setup ## 1,000 upgrades and 1,000 failed ones; 100 with each real client
 	HANDOVER_SOAK=1000 $(GO) test -count=1 -timeout 60m -run 'Soak' -v ./upgrader/
+	HANDOVER_SOAK=100 HANDOVER_NOSKIP=1 $(GO) test -count=1 -timeout 60m -run '^TestReal' -v .
 
 lint: setup bin/golangci-lint-$(GOLANGCI) ## golangci-lint, shellcheck, tidy
 	bin/golangci-lint-$(GOLANGCI) run ./...
 	shellcheck scripts/*.sh .ci/run
 	$(GO) mod tidy -diff
+	$(GO) -C internal/tools mod tidy -diff
+
+# It is pinned, with all that it imports, in a module of its own.
+bin/h2spec: internal/tools/go.mod internal/tools/go.sum
+	$(GO) build -C internal/tools -o $(CURDIR)/$@ github.com/summerwind/h2spec/cmd/h2spec
 
 bin/golangci-lint-$(GOLANGCI):
 	@echo "building golangci-lint $(GOLANGCI): some minutes, once"
@@ -43,11 +49,11 @@ fuzz: ## each fuzz target for FUZZTIME
 		echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; \
 	done
 
-bench: ## the figures of docs/benchmarks.md
+bench: setup ## the figures of docs/benchmarks.md
 	$(GO) test -run '^$$' -bench . -benchmem ./upgrader/ ./httpgrace/
 	scripts/bench.sh
 
-cover: setup ## coverage of the unit tests
+cover: setup bin/h2spec ## coverage of the unit tests
 	$(GO) test -coverprofile=cover.out -coverpkg=./upgrader/...,./httpgrace/...,./internal/wire/...,./internal/fd/... ./...
 	$(GO) tool cover -func=cover.out | tail -1
 

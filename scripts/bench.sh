@@ -10,8 +10,9 @@ Usage: scripts/bench.sh [PAIRS]
 
 Measures the figures of docs/benchmarks.md with real processes, and prints a
 table with goal, measured, and verdict. PAIRS is how many upgrades, and starts
-to compare them with, are behind each figure (81). It takes about two minutes
-and 5 GiB of memory. More PAIRS take longer and tell more on a busy machine.
+to compare them with, are behind each figure (81). It takes about four
+minutes and 5 GiB of memory. More PAIRS take longer and tell more on a busy
+machine.
 
 Exit codes:
   0  measured, whatever the verdicts
@@ -50,6 +51,7 @@ run() {
 
 run 301 '^BenchmarkAccept$'
 run 31 '^BenchmarkMemory$'
+run 41 '^BenchmarkThroughput$'
 run "$pairs" '^BenchmarkListeners$'
 run "$pairs" '^BenchmarkUpgrade$'
 
@@ -78,6 +80,10 @@ awk '
 		row("the same, goroutines", "<= 4", v["first-goroutines"] + 0, v["first-goroutines"] <= 4)
 		row("memory in the second generation", "<= 64 KiB", sprintf("%.0f KiB", v["second-KiB"]), v["second-KiB"] <= 64)
 		row("the same, goroutines", "<= 4", v["second-goroutines"] + 0, v["second-goroutines"] <= 4)
+	}
+	name == "BenchmarkThroughput" {
+		row("throughput through httpgrace, against net/http", ">= 0.99",
+			sprintf("%.3f (%d / %d a second)", v["ratio"], v["wrapped-rps"], v["bare-rps"]), v["ratio"] >= 0.99)
 	}
 	name == "BenchmarkListeners" {
 		for (n = 100; n <= 1000; n *= 10) {

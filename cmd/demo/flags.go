@@ -38,6 +38,7 @@ It answers
   POST /trailers              the body in chunks, and the trailer X-Check
   GET  /events                server-sent events, one every 10 ms
   GET  /ws                    a WebSocket that echoes
+  GET  /page                  a page that uses most of these, and counts what fails
   GET  /heap?mb=N             touches and keeps so much memory
   GET  /healthz/live          ok, as long as the process answers
   GET  /healthz/ready         ok; 503 from when it is told to stop

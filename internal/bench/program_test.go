@@ -24,6 +24,7 @@ var programs = map[string]func(args []string) error{
 	"starter":  starter,
 	"bare":     bare,
 	"upgrader": upgradable,
+	"http":     serveHTTP,
 }
 
 func TestMain(m *testing.M) {
@@ -54,7 +55,12 @@ func start(b *testing.B, name string, args ...string) *child {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cmd := exec.Command(exe, args...)
+	return launch(b, name, exec.Command(exe, args...))
+}
+
+// launch starts a command that executes this test binary.
+func launch(b *testing.B, name string, cmd *exec.Cmd) *child {
+	b.Helper()
 	cmd.Env = append(os.Environ(), envProgram+"="+name)
 	// Files of our own: a successor has them too, and Wait would wait for it.
 	stdin, w, err := os.Pipe()

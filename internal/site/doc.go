@@ -12,5 +12,6 @@
 //	GET  /events                server-sent events, one every 10 ms
 //	GET  /ws                    a WebSocket that echoes
 //	GET  /heap?mb=N             touches and keeps so much memory
+//	GET  /page                  a page that fetches and echoes, and counts what fails
 //	GET  /healthz               "ok"
 package site

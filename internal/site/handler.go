@@ -1,6 +1,7 @@
 package site
 
 import (
+	_ "embed" // page.html
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,9 @@ import (
 // streamPace is the time from one line of /stream, block of /download and event
 // of /events to the next.
 const streamPace = 10 * time.Millisecond
+
+//go:embed page.html
+var page []byte
 
 // Handler answers for one generation of a server.
 func Handler(generation int, version string) http.Handler {
@@ -30,6 +34,10 @@ func Handler(generation int, version string) http.Handler {
 	mux.HandleFunc("GET /events", events)
 	mux.HandleFunc("GET /heap", kept.grow)
 	mux.HandleFunc("GET /ws", webSocket)
+	mux.HandleFunc("GET /page", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write(page) // the client's loss
+	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})

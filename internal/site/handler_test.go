@@ -40,6 +40,7 @@ func TestAnswers(t *testing.T) {
 	}{
 		{"GET", "/", "", nil, 200, "pid="},
 		{"GET", "/healthz", "", nil, 200, "ok\n"},
+		{"GET", "/page", "", nil, 200, "<!doctype html>\n"},
 		{"POST", "/echo", "abc\x00\n", nil, 200, "abc\x00\n"},
 		{"GET", "/slow?ms=1", "", nil, 200, "slow ms=1\n"},
 		{"GET", "/stream?ms=20", "", nil, 200, "line 1\nline 2\nend\n"},
