@@ -55,11 +55,13 @@ func under(t *testing.T, clients map[load.Kind]int, targets ...string) (loads []
 	}
 }
 
-// upgrades replaces the server n times, back and forth between two versions.
+// upgrades replaces the server n times, back and forth between two versions, each
+// time after some client has been answered by the process that is replaced.
 func upgrades(s *proctest.Server, n int, versions [2]string, loads []*load.Load, after func()) {
 	for i := range n {
 		s.Replace(versions[(i+1)%2])
 		for _, l := range loads {
+			l.WaitFor(s.PID())
 			l.Mark(time.Now())
 		}
 		s.Upgrade()

@@ -76,7 +76,8 @@ type Load struct {
 	mu        sync.Mutex
 	marks     []time.Time
 	crashes   []span
-	processes []Process // in the order of their first answer
+	processes []Process     // in the order of their first answer
+	more      chan struct{} // closed when there is one more
 }
 
 // Process is a server process that answered GET /.
@@ -102,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (*Load, error) {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	cfg = cfg.withDefaults()
-	l := &Load{cfg: cfg, target: t, started: time.Now(), done: make(chan struct{})}
+	l := &Load{cfg: cfg, target: t, started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
 	for _, k := range Kinds {
 		for range cfg.Clients[k] {
 			l.clients = append(l.clients, &client{load: l, kind: k, id: len(l.clients)})
@@ -152,6 +153,25 @@ func (l *Load) Processes() []Process {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.processes)
+}
+
+// WaitFor returns when the process with this pid has answered, or the load has
+// ended.
+func (l *Load) WaitFor(pid int) {
+	for {
+		l.mu.Lock()
+		answered := slices.ContainsFunc(l.processes, func(p Process) bool { return p.PID == pid })
+		more := l.more
+		l.mu.Unlock()
+		if answered {
+			return
+		}
+		select {
+		case <-more:
+		case <-l.done:
+			return
+		}
+	}
 }
 
 // Mark says that something happened to the server at t, an upgrade for
@@ -211,4 +231,6 @@ func (l *Load) note(p Process) {
 	}
 	p.Answers, p.First = 1, time.Now()
 	l.processes = append(l.processes, p)
+	close(l.more)
+	l.more = make(chan struct{})
 }
