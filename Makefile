@@ -24,9 +24,9 @@ test: setup bin/h2spec ## all tests, as CI runs them
 race: setup ## what touches processes, 20 times over
 	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec)' ./upgrader/ ./httpgrace/ .
 
-soak: setup ## 1,000 upgrades and 1,000 failed ones; 100 with each real client
+soak: setup ## 1,000 upgrades and 1,000 failed ones; 100 with each mode and real client
 	HANDOVER_SOAK=1000 $(GO) test -count=1 -timeout 60m -run 'Soak' -v ./upgrader/
-	HANDOVER_SOAK=100 HANDOVER_NOSKIP=1 $(GO) test -count=1 -timeout 60m -run '^TestReal' -v .
+	HANDOVER_SOAK=100 HANDOVER_NOSKIP=1 $(GO) test -count=1 -timeout 60m -run '^Test(Modes|Real)' -v .
 
 lint: setup bin/golangci-lint-$(GOLANGCI) ## golangci-lint, shellcheck, tidy
 	bin/golangci-lint-$(GOLANGCI) run ./...

@@ -41,10 +41,27 @@ type Server struct {
 	more   chan struct{} // closed and replaced at each event
 }
 
+// Place is where processes run: a network namespace, for example. Do calls f
+// there. Nil is where the test runs.
+type Place interface{ Do(f func() error) error }
+
+func startIn(place Place, cmd *exec.Cmd) error {
+	if place == nil {
+		return cmd.Start()
+	}
+	return place.Do(cmd.Start)
+}
+
 // Start is Spawn, and waits until the first process serves.
 func Start(t testing.TB, path string, args ...string) *Server {
 	t.Helper()
-	s := Spawn(t, path, args...)
+	return StartIn(t, nil, path, args...)
+}
+
+// StartIn is Start in a place. Successors inherit it.
+func StartIn(t testing.TB, place Place, path string, args ...string) *Server {
+	t.Helper()
+	s := spawn(t, place, path, args...)
 	s.Wait(Reached(1, "serving"))
 	return s
 }
@@ -55,6 +72,11 @@ func Start(t testing.TB, path string, args ...string) *Server {
 // the test the server is stopped; a process that survives that is killed, and
 // the test fails.
 func Spawn(t testing.TB, path string, args ...string) *Server {
+	t.Helper()
+	return spawn(t, nil, path, args...)
+}
+
+func spawn(t testing.TB, place Place, path string, args ...string) *Server {
 	t.Helper()
 	s := &Server{
 		Path: path, t: t, token: "PROCTEST=" + rand.Text(),
@@ -78,7 +100,7 @@ func Spawn(t testing.TB, path string, args ...string) *Server {
 		t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = w, w
-	err = cmd.Start()
+	err = startIn(place, cmd)
 	if err := errors.Join(err, w.Close()); err != nil {
 		t.Fatal(errors.Join(err, r.Close()))
 	}

@@ -39,6 +39,10 @@ type Config struct {
 	// Hold is how long a request takes of Slow, Stream, Bytewise, Upload and
 	// Download, and one in eight of H2. Zero: 200 ms.
 	Hold time.Duration
+
+	// First is called with each process that answers GET / for the first
+	// time, from any goroutine. Nil: nothing is.
+	First func(Process)
 }
 
 func (c Config) withDefaults() Config {
@@ -221,16 +225,25 @@ func (l *Load) identity(r io.Reader) error {
 }
 
 func (l *Load) note(p Process) {
+	if l.knows(p) || l.cfg.First == nil {
+		return
+	}
+	l.cfg.First(p)
+}
+
+// knows reports that p has answered before.
+func (l *Load) knows(p Process) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.processes {
 		if l.processes[i].PID == p.PID {
 			l.processes[i].Answers++
-			return
+			return true
 		}
 	}
 	p.Answers, p.First = 1, time.Now()
 	l.processes = append(l.processes, p)
 	close(l.more)
 	l.more = make(chan struct{})
+	return false
 }

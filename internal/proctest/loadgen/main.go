@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -32,6 +33,8 @@ With -commands it reads standard input, line by line, and ends with it:
   crashed    a process of the server has died since the last mark; what was cut
              off on its own connections is counted apart
   say TEXT   show TEXT in the line of progress
+and says on standard error which generation of the server answers for the first
+time.
 
 Kinds of client:
 `
@@ -75,6 +78,7 @@ func run(args []string, stdin io.Reader, stdout, stderr *os.File) error {
 		return err
 	})
 	commands := f.Bool("commands", false, "read commands from standard input")
+	asJSON := f.Bool("json", false, "print the report of package load as JSON and not as a table")
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return nil
@@ -86,6 +90,9 @@ func run(args []string, stdin io.Reader, stdout, stderr *os.File) error {
 
 	ctx, release := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer release()
+	if *commands {
+		cfg.First = func(p load.Process) { fmt.Fprintf(stderr, "generation %d answers\n", p.Generation) }
+	}
 	l, err := load.Start(context.Background(), cfg)
 	if err != nil {
 		return err
@@ -100,11 +107,21 @@ func run(args []string, stdin io.Reader, stdout, stderr *os.File) error {
 	}
 	watch(ctx, l, ended, &note, stderr)
 	report := l.Stop()
-	fmt.Fprint(stdout, report)
+	if err := show(stdout, report, *asJSON); err != nil {
+		return err
+	}
 	if report.Total.Failed > 0 {
 		return fmt.Errorf("%d %w", report.Total.Failed, errLost)
 	}
 	return nil
+}
+
+func show(w io.Writer, report load.Report, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(w).Encode(report)
+	}
+	_, err := fmt.Fprint(w, report)
+	return err
 }
 
 func parseClients(s string) (map[load.Kind]int, error) {

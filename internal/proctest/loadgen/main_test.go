@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -49,6 +51,23 @@ func TestTableAndResult(t *testing.T) {
 	}
 }
 
+func TestReportAsJSON(t *testing.T) {
+	s := httptest.NewServer(site.Handler(1, "v1"))
+	defer s.Close()
+	out, printed := output(t)
+	if err := run([]string{"-target", s.URL, "-clients", "get=2,post=1", "-requests", "30", "-json"}, nil, out, out); err != nil {
+		t.Error(err)
+	}
+	var r load.Report
+	if err := json.Unmarshal([]byte(printed()), &r); err != nil {
+		t.Fatal(err, printed())
+	}
+	if r.Target != s.URL || r.Total.Requests != 30 || r.Total.Failed != 0 || len(r.Kinds) != 2 || r.Kinds[0].Dials != 2 ||
+		r.Total.Steady.N != 30 || r.Total.Steady.P99 == 0 || len(r.Processes) != 1 || r.Processes[0].Generation != 1 {
+		t.Errorf("got %+v", r)
+	}
+}
+
 func TestCommands(t *testing.T) {
 	s := httptest.NewServer(site.Handler(1, "v1"))
 	defer s.Close()
@@ -56,13 +75,16 @@ func TestCommands(t *testing.T) {
 	in, commands := io.Pipe()
 	go func() {
 		io.WriteString(commands, "mark\nsay upgrade 1\ncrashed\nmark\n")
+		for !strings.Contains(printed(), "answers") {
+			runtime.Gosched()
+		}
 		commands.Close()
 	}()
 	if err := run([]string{"-target", s.URL, "-commands"}, in, out, out); err != nil {
 		t.Error(err)
 	}
-	if got := printed(); !strings.Contains(got, "around 2 marks") {
-		t.Errorf("the load ignores commands, or does not end with them:\n%s", got)
+	if got := printed(); !strings.Contains(got, "around 2 marks") || strings.Count(got, "generation 1 answers\n") != 1 {
+		t.Errorf("the load ignores commands, does not say who answers, or does not end:\n%s", got)
 	}
 }
 
