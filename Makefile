@@ -22,7 +22,7 @@ test: setup bin/h2spec ## all tests, as CI runs them
 	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) ./...
 
 race: setup ## what touches processes, 20 times over
-	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec)' ./upgrader/ ./httpgrace/ .
+	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec|Modes)' ./upgrader/ ./httpgrace/ .
 
 soak: setup ## 1,000 upgrades and 1,000 failed ones; 100 with each mode and real client
 	HANDOVER_SOAK=1000 $(GO) test -count=1 -timeout 60m -run 'Soak' -v ./upgrader/

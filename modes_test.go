@@ -129,6 +129,7 @@ var groups = []group{
 		{kind: load.Slow, tls: true},
 		{kind: load.Stream, tls: true},
 		{kind: load.Pipeline, tls: true},
+		{kind: load.Bytewise, tls: true},
 	}},
 	{name: "frames", modes: []mode{
 		{kind: load.H2, think: calm},
