@@ -61,22 +61,30 @@ func Start(t testing.TB, path string, args ...string) *Server {
 // StartIn is Start in a place. Successors inherit it.
 func StartIn(t testing.TB, place Place, path string, args ...string) *Server {
 	t.Helper()
-	s := spawn(t, place, path, args...)
+	s := execIn(t, place, path, logJSON(args)...)
 	s.Wait(Reached(1, "serving"))
 	return s
 }
 
-// Spawn starts the binary at path. Where args do not say otherwise it listens
-// on a free port of the loopback interface and has a pidfile of its own. The
-// log of all generations is read, and printed if the test fails. At the end of
-// the test the server is stopped; a process that survives that is killed, and
-// the test fails.
+// Spawn is Exec, with a log in JSON.
 func Spawn(t testing.TB, path string, args ...string) *Server {
 	t.Helper()
-	return spawn(t, nil, path, args...)
+	return Exec(t, path, logJSON(args)...)
 }
 
-func spawn(t testing.TB, place Place, path string, args ...string) *Server {
+func logJSON(args []string) []string { return append([]string{"-log", "json"}, args...) }
+
+// Exec starts the binary at path, which logs JSON. Where args do not say
+// otherwise it listens on a free port of the loopback interface and has a
+// pidfile of its own. The log of all generations is read, and printed if the
+// test fails. At the end of the test the server is stopped; a process that
+// survives that is killed, and the test fails.
+func Exec(t testing.TB, path string, args ...string) *Server {
+	t.Helper()
+	return execIn(t, nil, path, args...)
+}
+
+func execIn(t testing.TB, place Place, path string, args ...string) *Server {
 	t.Helper()
 	s := &Server{
 		Path: path, t: t, token: "PROCTEST=" + rand.Text(),
@@ -91,7 +99,7 @@ func spawn(t testing.TB, place Place, path string, args ...string) *Server {
 	if !slices.Contains(args, "-listen") && !slices.Contains(args, "-tls") {
 		args = append([]string{"-listen", "127.0.0.1:0"}, args...)
 	}
-	cmd := exec.Command(path, append([]string{"-log", "json"}, args...)...)
+	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), s.token)
 	// A pipe of our own: exec's would be read to its end by Wait, which is when
 	// the last generation has ended and not the first.
