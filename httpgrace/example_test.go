@@ -132,8 +132,8 @@ func ExampleSessionTickets() {
 // process until they close.
 func ExampleServer_keepConn() {
 	known := make(map[string]bool) // by remote address; guarded by a lock, in a real program
-	srv := &httpgrace.Server{
-		KeepConn: func(c net.Conn) bool { return known[c.RemoteAddr().String()] },
-	}
-	_ = srv
+	srv := &httpgrace.Server{Server: &http.Server{Addr: ":8080"}}
+	srv.KeepConn = func(c net.Conn) bool { return known[c.RemoteAddr().String()] }
+	serve := srv.ListenAndServe
+	_ = serve
 }

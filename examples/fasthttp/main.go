@@ -98,7 +98,9 @@ func run(log *slog.Logger) error {
 	}
 
 	_ = ln.Close() // the socket lives on in the new process
-	<-served
+	if err := <-served; err != nil {
+		log.Debug("serve", "err", err) // that ln is closed
+	}
 	d.run()
 	log.Info("drained", "handed_over", d.handedOver.Load())
 	up.Wait() // an older generation may still hand connections over through this one
