@@ -69,6 +69,7 @@ var rules = []rule{
 	{pkg: "upgrader", may: []string{module + "/internal/fd", module + "/internal/wire", "github.com/kardianos/osext"}},
 	{pkg: "upgrader", may: []string{module + "/internal/fd", module + "/internal/wire", "github.com/kardianos/osext", "golang.org/x/sys"}, deep: true},
 	{pkg: "httpgrace", deep: true},
+	{pkg: "internal/site", may: []string{module + "/httpgrace"}, deep: true},
 	{pkg: "internal/proctest", may: []string{module + "/internal/proctest/"}},
 	{pkg: "internal/proctest/", may: []string{""}},
 	{pkg: "internal/bench", may: []string{""}},

@@ -81,7 +81,7 @@ type Load struct {
 	marks     []time.Time
 	crashes   []span
 	processes []Process     // in the order of their first answer
-	more      chan struct{} // closed when there is one more
+	more      chan struct{} // closed when there is one more; nil: nobody waits
 }
 
 // Process is a server process that answered GET /.
@@ -107,7 +107,7 @@ func Start(ctx context.Context, cfg Config) (*Load, error) {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	cfg = cfg.withDefaults()
-	l := &Load{cfg: cfg, target: t, started: time.Now(), done: make(chan struct{}), more: make(chan struct{})}
+	l := &Load{cfg: cfg, target: t, started: time.Now(), done: make(chan struct{})}
 	for _, k := range Kinds {
 		for range cfg.Clients[k] {
 			l.clients = append(l.clients, &client{load: l, kind: k, id: len(l.clients)})
@@ -165,6 +165,9 @@ func (l *Load) WaitFor(pid int) {
 	for {
 		l.mu.Lock()
 		answered := slices.ContainsFunc(l.processes, func(p Process) bool { return p.PID == pid })
+		if l.more == nil {
+			l.more = make(chan struct{})
+		}
 		more := l.more
 		l.mu.Unlock()
 		if answered {
@@ -243,7 +246,9 @@ func (l *Load) knows(p Process) bool {
 	}
 	p.Answers, p.First = 1, time.Now()
 	l.processes = append(l.processes, p)
-	close(l.more)
-	l.more = make(chan struct{})
+	if l.more != nil {
+		close(l.more)
+		l.more = nil
+	}
 	return false
 }
