@@ -194,7 +194,7 @@ func TestNothingIsLeftOfALink(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if after := descriptors(t); after != before {
+	if after := descriptors(t); after > before { // fewer: a test before this one had left some to be collected
 		t.Errorf("%d descriptors are open, were %d", after, before)
 	}
 	// A thread ends a moment after its goroutine.

@@ -1,5 +1,0 @@
-//go:build !race
-
-package httpgrace
-
-const raceBytes = 0
