@@ -21,6 +21,7 @@ demo: ## the main job: upgrades under load, prints what was lost
 test: setup bin/h2spec ## all tests, as CI runs them
 	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) ./...
 	cd examples && $(GO) test $(TESTFLAGS) ./...
+	cd cmd/upgradectl && $(GO) test $(TESTFLAGS) ./...
 
 race: setup ## what touches processes, 20 times over
 	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec|Modes)' ./upgrader/ ./httpgrace/ .
@@ -32,9 +33,11 @@ soak: setup ## 1,000 upgrades and 1,000 failed ones; 100 with each mode and real
 lint: setup bin/golangci-lint-$(GOLANGCI) ## golangci-lint, shellcheck, tidy
 	bin/golangci-lint-$(GOLANGCI) run ./...
 	cd examples && ../bin/golangci-lint-$(GOLANGCI) run ./...
+	cd cmd/upgradectl && ../../bin/golangci-lint-$(GOLANGCI) run ./...
 	shellcheck scripts/*.sh .ci/run
 	$(GO) mod tidy -diff
 	cd examples && $(GO) mod tidy -diff
+	cd cmd/upgradectl && $(GO) mod tidy -diff
 	$(GO) -C internal/tools mod tidy -diff
 
 # It is pinned, with all that it imports, in a module of its own.
@@ -62,7 +65,7 @@ cover: setup bin/h2spec ## coverage of the unit tests
 
 cross: ## vet and build for the other systems
 	for os in darwin freebsd openbsd netbsd windows; do \
-		for dir in . examples; do \
+		for dir in . examples cmd/upgradectl; do \
 			echo "vet $$os $$dir"; (cd $$dir && GOOS=$$os CGO_ENABLED=0 $(GO) vet ./...) || exit 1; \
 		done; \
 	done

@@ -7,10 +7,11 @@ usage() {
 Usage: demo.sh [DEPLOYS]
 
 Builds two versions of cmd/demo, starts the first one on a free loopback port,
-puts clients on it that never retry, and deploys the two versions in turn, 10
-times or DEPLOYS times, with scripts/deploy.sh. Then it deploys a binary that
-crashes one second after it is ready. It prints a table of the requests and
-their latency, and needs nothing but Go.
+puts clients on it that never retry (upgradectl probe), and deploys the two
+versions in turn, 10 times or DEPLOYS times, with scripts/deploy.sh. Then it
+deploys a binary that crashes one second after it is ready. It prints a table of
+the requests and their latency, and needs nothing but Go. With PLOT=FILE.svg in
+the environment it draws them too.
 
 The exit code is 0 if no request was lost and every deploy ended as it must. A
 process that crashes takes with it what it is just answering; those requests
@@ -51,7 +52,7 @@ nobody() { [ -z "$(processes)" ]; }
 # clean_up ends what was started here, by its pid, and leaves no file.
 clean_up() {
 	trap '' HUP INT TERM
-	exec 3>&- # the end of its commands ends the load
+	exec 3>&- # the end of its commands ends the probe
 	for signal in TERM TERM KILL; do
 		for pid in $(processes); do kill -"$signal" "$pid" 2>/dev/null; done
 		wait_for 5 nobody && break
@@ -92,7 +93,7 @@ for version in v1 v2; do
 	go build -ldflags "-X main.version=$version" -o "$dir/$version" ./cmd/demo || die "cannot build"
 done
 go build -ldflags "-X main.fault=crash-after-ready:1s" -o "$dir/faulty" ./internal/proctest/faulty || die "cannot build"
-go build -o "$dir/loadgen" ./internal/proctest/loadgen || die "cannot build"
+go build -C cmd/upgradectl -o "$dir/upgradectl" . || die "cannot build"
 
 cp "$dir/v1" "$dir/demo"
 "$dir/demo" -listen 127.0.0.1:0 -pidfile "$dir/app.pid" -probation 2s -drain-timeout 10s -log json 2>>"$dir/server.log" &
@@ -100,7 +101,9 @@ wait_for 10 serves || die "the server does not start"
 say "v1 serves on http://$(address), process $(cat "$dir/app.pid")"
 
 mkfifo "$dir/commands"
-"$dir/loadgen" -target "http://$(address)" -duration 10m -commands <"$dir/commands" >"$dir/table" 3>&- &
+url=http://$(address)
+"$dir/upgradectl" probe -commands -duration 10m -rate 0 -think 10ms -new 4 -keep 16 -expect 200 -body demo ${PLOT:+-plot "$PLOT"} \
+	"$url/" POST "$url/echo" "$url/slow?ms=200" "$url/stream?ms=200" <"$dir/commands" >"$dir/table" 3>&- &
 load=$!
 exec 3>"$dir/commands"
 
@@ -132,9 +135,13 @@ wait_for 15 nobody || die "left behind: $(processes)"
 
 cat "$dir/table"
 say "$deploys upgrades, 1 rolled back, $(grep -c '"message":"drained"' "$dir/server.log") processes drained"
-if [ $lost != 0 ]; then
+case $lost in
+0) ;;
+1)
 	say "FAILED: requests were lost"
 	exit 1
-fi
+	;;
+*) die "the probe ended with $lost" ;;
+esac
 cut=$(awk '$1 == "total" { print $5 }' "$dir/table")
 say "no request was lost to an upgrade, $cut to the crash of the process that had accepted it"

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"time"
 
@@ -20,6 +19,7 @@ type attempt struct {
 
 	phase    Phase
 	begun    time.Time
+	since    time.Time          // it is in the phase
 	cancel   context.CancelFunc // of launch
 	launched <-chan launched
 	words    <-chan wire.Message // the successor's
@@ -44,9 +44,14 @@ type launched struct {
 
 func (a *attempt) underWay() bool { return !a.begun.IsZero() }
 
-// enter begins a phase, which may last d.
-func (a *attempt) enter(p Phase, d time.Duration) {
-	a.phase, a.limit, a.looked = p, time.After(d), false
+// extend lets the phase last d from now on.
+func (a *attempt) extend(d time.Duration) { a.limit, a.looked = time.After(d), false }
+
+// enter begins a phase of the attempt, which may last d.
+func (r *run) enter(p Phase, d time.Duration) {
+	r.attempt.phase, r.attempt.since = p, time.Now()
+	r.attempt.extend(d)
+	r.publish(Event{Kind: EventPhase, Phase: p})
 }
 
 // expire reports that the current limit is over for good. It looks twice: a
@@ -64,9 +69,6 @@ func (a *attempt) expire() bool {
 func (a *attempt) awaitExit(d time.Duration) {
 	a.exited, a.limit, a.looked = a.successor.exited, time.After(d), true
 }
-
-// elapsed is for the log.
-func (a *attempt) elapsed() slog.Attr { return slog.Duration("elapsed", time.Since(a.begun)) }
 
 // answer gives the caller of Upgrade the verdict, once.
 func (a *attempt) answer(err error) {
@@ -90,13 +92,14 @@ func (r *run) upgrade(req request) {
 		req.reply <- err
 		return
 	}
-	r.step(upgradeAsked)
+	r.step(upgradeAsked, nil)
 	ctx, cancel := context.WithCancel(req.ctx)
 	result := make(chan launched, 1)
 	r.attempt = &attempt{
 		request: req, phase: PhasePrepare, begun: time.Now(),
-		cancel: cancel, canceled: req.ctx.Done(), launched: result,
+		since: time.Now(), cancel: cancel, canceled: req.ctx.Done(), launched: result,
 	}
+	r.publish(Event{Kind: EventPhase, Phase: PhasePrepare})
 	go func() {
 		s, err := r.carrier(ctx)
 		result <- launched{s, err}
@@ -116,7 +119,7 @@ func (r *run) started(l launched) {
 		return
 	}
 	a.successor, a.words = l.successor, l.successor.inbox
-	a.enter(PhaseHello, helloTimeout)
+	r.enter(PhaseHello, helloTimeout)
 	if a.err != nil { // given up meanwhile
 		r.endSuccessor()
 	}
@@ -160,9 +163,10 @@ func (r *run) hello(m wire.Hello) {
 		r.fail(fmt.Errorf("hello came from process %d: a wrapper must exec the server, not start it", m.PID))
 	default:
 		r.reach("hello")
-		a.enter(PhaseReady, r.options.ReadyTimeout)
+		a.build = m.Build
+		r.enter(PhaseReady, r.options.ReadyTimeout)
 		a.latest = time.Now().Add(max(maxReadyWait, r.options.ReadyTimeout))
-		r.tell(r.manifest(a.given))
+		r.tell(r.manifest(a.given, r.counters))
 	}
 }
 
@@ -191,8 +195,9 @@ func (r *run) expects(p Phase, m wire.Message) bool {
 func (r *run) progress(text string) {
 	a := r.attempt
 	a.text = text
+	r.publish(Event{Kind: EventProgress, Phase: a.phase, Text: text})
 	if a.phase == PhaseReady && a.err == nil && time.Now().Before(a.latest) {
-		a.enter(PhaseReady, min(r.options.ReadyTimeout, time.Until(a.latest)))
+		a.extend(min(r.options.ReadyTimeout, time.Until(a.latest)))
 	}
 }
 
@@ -208,7 +213,7 @@ func (r *run) commit() {
 		return // exit beats ready: its end is in the channel
 	}
 	a.canceled = nil
-	a.enter(PhaseCommit, servingTimeout)
+	r.enter(PhaseCommit, servingTimeout)
 	if err := r.pidfile.commit(); err != nil {
 		r.fail(err)
 		return
@@ -227,14 +232,15 @@ func (r *run) serving() {
 	}
 	r.reach("serving")
 	r.sockets.setGates(false)
-	r.step(successorServing, slog.Int("successor", a.pid), a.elapsed())
-	a.enter(PhaseProbation, max(r.options.Probation, 0))
+	r.step(successorServing, nil)
+	r.enter(PhaseProbation, max(r.options.Probation, 0))
 	a.looked = r.options.Probation < 0 // there is nothing to look for
 	a.canceled = a.ctx.Done()
 	if r.options.Check != nil {
 		r.check()
 	}
 	r.reach("probation")
+	r.carryOut()
 }
 
 // check asks the program whether the successor is any good.
@@ -267,9 +273,11 @@ func (r *run) confirm() {
 		return
 	}
 	r.reach("confirm")
-	if a.dead() || !r.tell(wire.Confirm{}) {
+	elapsed := time.Since(a.begun)
+	if a.dead() || !r.tell(wire.Confirm{Elapsed: elapsed}) {
 		return // its end is in the channel
 	}
+	r.judge(Verdict{Result: Upgraded, PID: a.pid, Duration: elapsed})
 	r.successor.Store(a.peer)
 	r.handOn(timeUp, ErrUpgraded)
 	a.answer(nil)
@@ -353,7 +361,8 @@ func (r *run) rollBack(e event, why error) {
 	r.sockets.setGates(true)
 	r.putBack()
 	a.err, a.checked, a.canceled = why, nil, nil
-	r.step(e, slog.Int("successor", a.pid), slog.Any("err", why), a.elapsed())
+	r.step(e, why)
+	r.judge(failedVerdict(RolledBack, a, why))
 	_ = a.Send(wire.Abort{Reason: why.Error()}) // if it is gone, all the better
 	r.forget()
 	if e == rollbackAsked {
@@ -453,7 +462,9 @@ func (r *run) expired() {
 func (r *run) ended() {
 	a := r.attempt
 	if r.state == upgrading && !a.stopAfter {
-		r.step(successorFailed, slog.Any("err", r.failure(a)), a.elapsed())
+		err := r.failure(a)
+		r.step(successorFailed, err)
+		r.judge(failedVerdict(Failed, a, err))
 	}
 	if a.successor != nil {
 		_ = a.Close()
@@ -473,6 +484,7 @@ func (r *run) forget() {
 	r.attempt.cancel()
 	r.attempt = &attempt{}
 	r.warn("pidfile's time not set", r.pidfile.stamp())
+	r.carryOut()
 }
 
 // failure is what Upgrade returns for a failed attempt.

@@ -104,7 +104,7 @@ func TestManifestDescribesThisProcess(t *testing.T) {
 				p := newServing(t, tt.o)
 				_, s := p.upgrade(PhaseReady)
 				want := tt.want
-				want.Version, want.Generation, want.PIDFile = wire.Version, 2, p.path
+				want.Version, want.Generation, want.PIDFile, want.Build = wire.Version, 2, p.path, build("")
 				if got := wantHears[wire.Manifest](s.farEnd); fmt.Sprint(got) != fmt.Sprint(want) {
 					t.Errorf("manifest %+v, want %+v", got, want)
 				}

@@ -1,11 +1,13 @@
 package upgrader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/go-handover/handover/internal/fd"
@@ -101,7 +103,7 @@ func (u *Upgrader) takeDescriptors(e environment, l *legacy) error {
 func (u *Upgrader) handshake(l *legacy) error {
 	u.reach("hello")
 	// If this fails the predecessor is gone, or has said why it gives up.
-	_ = l.conn.Send(wire.Hello{Version: wire.Version, PID: os.Getpid(), Build: build()})
+	_ = l.conn.Send(wire.Hello{Version: wire.Version, PID: os.Getpid(), Build: u.build})
 	if err := l.channel.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return err
 	}
@@ -173,16 +175,18 @@ func (l *legacy) giveUp(err error) error {
 	return errors.Join(err, l.conn.Close())
 }
 
-// build says which build of the program this is, for the predecessor's log.
-func build() string {
+// build says which build of the program this is: its version and, behind a
+// blank, the revision, if it is known.
+func build(version string) string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return ""
+		return version
 	}
+	version = strings.ReplaceAll(cmp.Or(version, info.Main.Version), " ", "-")
 	for _, s := range info.Settings {
 		if s.Key == "vcs.revision" {
-			return info.Main.Version + " " + s.Value
+			return version + " " + s.Value
 		}
 	}
-	return info.Main.Version
+	return version
 }

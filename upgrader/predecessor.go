@@ -42,13 +42,17 @@ func (p *predecessor) kill() error {
 // wait starts the wait for the predecessor's next word.
 func (p *predecessor) wait(d time.Duration) { p.limit, p.looked = time.After(d), false }
 
-// settle does what had to wait until there was no way back.
-func (r *run) settle() {
+// settle does what had to wait until there was no way back. elapsed is how long
+// the upgrade took; 0: that is not known.
+func (r *run) settle(elapsed time.Duration) {
 	r.pred.limit = nil
 	r.warn("pidfile not written", r.pidfile.install())
 	r.warn("former pidfile not removed", errors.Join(r.former.install(), r.former.remove()))
 	r.former = nil
 	r.warn("unclaimed sockets not closed", r.sockets.closeUnclaimed())
+	if r.generation > 1 {
+		r.judge(Verdict{Result: Upgraded, PID: os.Getpid(), Duration: elapsed})
+	}
 	if !r.pred.alive() {
 		return
 	}
@@ -91,9 +95,12 @@ func (r *run) told(m wire.Message, ok bool) {
 		}
 	case wire.Confirm:
 		if r.state == onProbation {
-			r.settle()
-			r.step(confirmed)
+			r.settle(m.Elapsed)
+			r.step(confirmed, nil)
+			r.answerConfirmers(nil)
 		}
+	case wire.Draining:
+		r.elders = m.Processes
 	case wire.Abort:
 		r.abort(m.Reason)
 	case wire.Stopping:
@@ -115,7 +122,7 @@ func (r *run) commitSelf() {
 			return
 		}
 	}
-	r.step(committedByPredecessor)
+	r.step(committedByPredecessor, nil)
 	r.pred.wait(r.pred.manifest.Probation + confirmTimeout)
 	r.open()
 	r.reach("open")
@@ -129,15 +136,17 @@ func (r *run) predecessorEnded() {
 	broken := r.pred.err
 	_ = r.pred.Close() // nothing more will be said
 	r.pred = predecessor{manifest: r.pred.manifest}
+	r.elders = nil
 	close(r.alone)
 	switch {
 	case broken != nil && !r.state.final() && !r.state.committed():
 		r.abort(broken.Error())
 	case r.state == waiting || r.state == onProbation:
 		r.sockets.setGates(true) // nobody accepts: that comes first
-		r.settle()
-		r.step(predecessorGone)
+		r.settle(0)
+		r.step(predecessorGone, nil)
 		r.answerReady(nil)
+		r.answerConfirmers(nil)
 	}
 }
 
@@ -156,8 +165,9 @@ func (r *run) predecessorSilent() {
 	}
 	_ = r.pred.Send(wire.Confirm{}) // it finds this when it wakes up
 	r.pred.silent = true
-	r.settle()
-	r.step(predecessorSilent)
+	r.settle(0)
+	r.step(predecessorSilent, nil)
+	r.answerConfirmers(nil)
 }
 
 func (r *run) abort(reason string) {

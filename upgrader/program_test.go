@@ -30,6 +30,7 @@ const envProgram = "UPGRADER_TEST_CONFIG"
 // each generation, so a test changes it between two upgrades.
 type config struct {
 	PIDFile   string `json:"pidfile,omitempty"`
+	Control   string `json:"control,omitempty"`
 	Probation int    `json:"probation_ms,omitempty"`
 	Ready     int    `json:"ready_timeout_ms,omitempty"`
 	Drain     int    `json:"drain_timeout_ms,omitempty"`
@@ -55,6 +56,10 @@ type fault struct {
 }
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(envStranger); path != "" {
+		stranger(path)
+		os.Exit(0)
+	}
 	if os.Getenv(envLook) != "" {
 		lookAround()
 		os.Exit(0)
@@ -193,7 +198,7 @@ func (c config) prepare(log *slog.Logger) error {
 func (c config) options(log *slog.Logger) Options {
 	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 	o := Options{
-		PIDFile: c.PIDFile, Probation: ms(c.Probation), ReadyTimeout: ms(c.Ready), DrainTimeout: ms(c.Drain),
+		PIDFile: c.PIDFile, ControlSocket: c.Control, Probation: ms(c.Probation), ReadyTimeout: ms(c.Ready), DrainTimeout: ms(c.Drain),
 		MaxDraining: c.Max, Executable: c.Exe, Logger: log,
 	}
 	switch c.Check {

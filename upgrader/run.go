@@ -22,6 +22,15 @@ type run struct {
 	heir    *successor                                // after confirm, until it is gone
 	former  *pidfile                                  // the predecessor's, if this build keeps another
 	waiters []chan<- error                            // calls of Ready that wait for commit
+
+	since      time.Time      // the state is what it is
+	confirmers []chan<- error // wait for the end of probation
+	held       []order        // wait for its beginning
+	counters   wire.Counters
+	last       *Verdict         // on the latest attempt
+	elders     []wire.Process   // who drains, as the predecessor says
+	draining   <-chan time.Time // when to tell the successor so
+	logName    string
 }
 
 // loop is the one select. It ends when this process has nothing to say to
@@ -37,6 +46,10 @@ func (r *run) loop() {
 			r.stop(req)
 		case text := <-r.says:
 			r.say(text)
+		case o := <-r.orders:
+			r.order(o)
+		case reply := <-r.looks:
+			reply <- r.status()
 
 		case l := <-r.attempt.launched:
 			r.started(l)
@@ -60,33 +73,52 @@ func (r *run) loop() {
 
 		case m, ok := <-r.heir.words():
 			r.heirSaid(m, ok)
+		case <-r.draining:
+			r.reportDrain()
 		}
 	}
+	r.Upgrader.final = r.status()
+	close(r.gone)
+	r.bus.close()
 }
 
 func (r *run) over() bool {
 	return r.state.final() && !r.attempt.underWay() && !r.pred.alive() && r.heir == nil
 }
 
-// step makes every move, and logs it. An illegal one is a bug of run.
-func (r *run) step(e event, attrs ...slog.Attr) {
-	to, err := r.state.next(e)
+// step makes every move, logs it and publishes it. why is nil if there is no
+// reason to tell. An illegal move is a bug of run.
+func (r *run) step(e event, why error) {
+	from := r.state
+	to, err := from.next(e)
 	if err != nil {
 		panic(err)
 	}
-	attrs = append([]slog.Attr{
+	attrs := []slog.Attr{
 		slog.Int("pid", os.Getpid()), slog.Int("generation", r.generation),
-		slog.String("from", r.state.String()), slog.String("to", to.String()),
-	}, attrs...)
-	r.state = to
+		slog.String("from", from.String()), slog.String("to", to.String()),
+	}
+	published := Event{Kind: EventState, From: from.String(), To: to.String()}
+	if r.attempt.successor != nil {
+		attrs = append(attrs, slog.Int("successor", r.attempt.pid))
+	}
+	if why != nil {
+		attrs = append(attrs, slog.Any("err", why))
+		published.Err = why.Error()
+	}
+	if r.attempt.underWay() {
+		attrs = append(attrs, slog.Duration("elapsed", time.Since(r.attempt.begun)))
+	}
+	r.state, r.since = to, time.Now()
 	r.committed.Store(to.committed())
 	r.log.LogAttrs(context.Background(), slog.LevelInfo, "state changed", attrs...)
+	r.publish(published)
 }
 
 // leave makes the last move. Who sees Done closed finds everything done that
 // this process had to do for the other one, and Err set.
 func (r *run) leave(e event, why error) {
-	r.step(e, slog.Any("err", why))
+	r.step(e, why)
 	r.pred.limit = nil // whatever the predecessor was to say, it is no longer waited for
 	if r.options.DrainTimeout > 0 {
 		time.AfterFunc(r.options.DrainTimeout, r.hurryUp)
@@ -94,6 +126,9 @@ func (r *run) leave(e event, why error) {
 	r.err = why
 	close(r.done)
 	r.answerReady(why)
+	r.answerConfirmers(why)
+	r.carryOut()
+	r.reportDrain()
 }
 
 func (r *run) answerReady(err error) {
@@ -120,7 +155,7 @@ func (r *run) ready(reply chan<- error) {
 		reply <- nil
 	case r.pred.alive():
 		r.waiters = append(r.waiters, reply)
-		r.step(readyWithPredecessor)
+		r.step(readyWithPredecessor, nil)
 		r.pred.wait(commitTimeout)
 		// If this fails the predecessor is gone, and its channel says so next.
 		_ = r.pred.Send(wire.Ready{})
@@ -131,9 +166,9 @@ func (r *run) ready(reply chan<- error) {
 			return
 		}
 		r.waiters = append(r.waiters, reply)
-		r.step(readyAlone)
+		r.step(readyAlone, nil)
 		r.open()
-		r.settle()
+		r.settle(0)
 	}
 }
 

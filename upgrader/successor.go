@@ -19,6 +19,7 @@ type successor struct {
 	state  *os.ProcessState // set before exited is closed; nil if it is not our child
 	signal func(os.Signal) error
 	given  []wire.Socket
+	build  string // as it said hello
 }
 
 // dead reports that the successor has ended, whatever it said before.
@@ -250,7 +251,7 @@ func (u *Upgrader) attemptError(phase Phase, err error) *SuccessorError {
 }
 
 // manifest is what the successor is told after its hello.
-func (u *Upgrader) manifest(sockets []wire.Socket) wire.Manifest {
+func (u *Upgrader) manifest(sockets []wire.Socket, counters wire.Counters) wire.Manifest {
 	return wire.Manifest{
 		Version:      wire.Version,
 		Generation:   u.generation + 1,
@@ -258,5 +259,7 @@ func (u *Upgrader) manifest(sockets []wire.Socket) wire.Manifest {
 		Probation:    max(u.options.Probation, 0),
 		DrainTimeout: max(u.options.DrainTimeout, 0),
 		Sockets:      sockets,
+		Build:        u.build,
+		Counters:     counters,
 	}
 }

@@ -87,6 +87,21 @@ type Options struct {
 	// ListenConfig.
 	ListenConfig *net.ListenConfig
 
+	// ControlSocket is the path of a unix socket, mode 0600, on which this
+	// process's user and root can ask for the status, trigger an upgrade and wait
+	// for its verdict, and end probation: with cmd/upgradectl. It is handed over
+	// as the other sockets are. Its directory must be writable by nobody else.
+	// Empty: none.
+	ControlSocket string
+
+	// Version is what Status says of this build; empty: the main module's version,
+	// from the build information.
+	Version string
+
+	// OnEvent, if not nil, is called for each Event, in order, from one goroutine.
+	// It delays nothing. If it falls behind by 256 events it is called no more.
+	OnEvent func(Event)
+
 	// Logger receives at most ten records of level info or above in the course of
 	// an upgrade; nil: none.
 	Logger *slog.Logger
@@ -137,6 +152,16 @@ type Upgrader struct {
 	readies  chan chan<- error
 	stops    chan stopRequest
 	says     chan string
+	orders   chan order
+	looks    chan chan<- Status
+
+	answering sync.RWMutex // held for reading while a client is to be answered
+
+	bus   bus
+	count atomic.Pointer[func() int] // see CountConnections
+	build string                     // version and revision
+	gone  chan struct{}              // closed by run at its end, after final is set
+	final Status
 
 	committed atomic.Bool          // see state.committed; written by run
 	successor atomic.Pointer[peer] // takes connections; written by run, before done is closed
@@ -204,11 +229,21 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 	if err != nil {
 		return nil, l.giveUp(err)
 	}
-	r := &run{Upgrader: u, former: former, attempt: &attempt{}, carrier: u.launch}
+	r := &run{
+		Upgrader: u, former: former, attempt: &attempt{}, carrier: u.launch,
+		since: time.Now(), counters: l.manifest.Counters, logName: logName(),
+	}
 	if l.conn != nil {
 		r.pred = predecessor{peer: newPeer(l.conn, l.pid, u.adopt), manifest: l.manifest, process: l.process}
 	} else {
 		close(u.alone)
+	}
+	if err := u.openControl(); err != nil {
+		close(u.gone) // run has not begun
+		return nil, l.giveUp(err)
+	}
+	if o.OnEvent != nil {
+		go u.deliver(u.bus.follow())
 	}
 	go r.loop()
 	return u, nil
@@ -224,6 +259,10 @@ func newUpgrader(o Options) *Upgrader {
 		readies:    make(chan chan<- error),
 		stops:      make(chan stopRequest),
 		says:       make(chan string),
+		orders:     make(chan order),
+		looks:      make(chan chan<- Status),
+		gone:       make(chan struct{}),
+		build:      build(o.Version),
 		done:       make(chan struct{}),
 		hurry:      make(chan struct{}),
 		alone:      make(chan struct{}),
@@ -392,12 +431,16 @@ func (u *Upgrader) Hurry() <-chan struct{} { return u.hurry }
 // Wait blocks until the generations before this one have ended, or Hurry is
 // closed. Call it last in main, after this process has drained: an older one
 // that still drains hands its connections over through its successor, and hears
-// from it when to hurry. It returns at once in a process that has no
-// predecessor any more.
+// from it when to hurry. Who has asked for something on the control socket gets
+// the answer. In a process that has no predecessor any more, and owes nobody an
+// answer, it returns at once.
 func (u *Upgrader) Wait() {
 	select {
 	case <-u.alone:
 	case <-u.hurry:
+	}
+	if u.Err() != nil {
+		u.answered()
 	}
 }
 

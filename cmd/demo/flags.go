@@ -55,6 +55,7 @@ type config struct {
 	listen       []string
 	tls          string
 	pidfile      string
+	control      string
 	probation    time.Duration
 	drainTimeout time.Duration
 	lameDuck     time.Duration
@@ -77,6 +78,7 @@ func parse(args []string, stdout io.Writer) (config, error) {
 		func(s string) error { c.listen = append(c.listen, s); return nil })
 	f.StringVar(&c.tls, "tls", "", "`address` to serve HTTPS on, with a self-signed certificate")
 	f.StringVar(&c.pidfile, "pidfile", "", "`file` that names the process that serves")
+	f.StringVar(&c.control, "control", "", "`path` of a socket for upgradectl: status, upgrade with a verdict, roll-back")
 	f.DurationVar(&c.probation, "probation", upgrader.DefaultProbation,
 		"how long the old process can take the service back; negative: not at all")
 	f.DurationVar(&c.drainTimeout, "drain-timeout", upgrader.DefaultDrainTimeout,

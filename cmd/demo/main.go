@@ -42,12 +42,14 @@ func run(args []string, stdout, stderr io.Writer) error {
 
 	// First of all: a successor takes over what it has inherited.
 	up, err := upgrader.New(upgrader.Options{
-		PIDFile:      c.pidfile,
-		ReadyTimeout: c.readyTimeout,
-		Probation:    c.probation,
-		DrainTimeout: c.drainTimeout,
-		MaxDraining:  c.maxDraining,
-		Logger:       log,
+		PIDFile:       c.pidfile,
+		ControlSocket: c.control,
+		Version:       version,
+		ReadyTimeout:  c.readyTimeout,
+		Probation:     c.probation,
+		DrainTimeout:  c.drainTimeout,
+		MaxDraining:   c.maxDraining,
+		Logger:        log,
 	})
 	if err != nil {
 		return err
@@ -64,6 +66,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	up.CountConnections(func() int { return srv.Stats().Total() })
 
 	// Accept blocks until this process is committed.
 	served := make(chan error, 1)

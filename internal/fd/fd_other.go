@@ -30,5 +30,8 @@ func Kind(syscall.Conn) (string, error) { return "", errors.ErrUnsupported }
 // Limit returns 0: there is no such limit here.
 func Limit() uint64 { return 0 }
 
+// Owner returns false: files have no uid here.
+func Owner(os.FileInfo) (uid int, known bool) { return 0, false }
+
 // Identity returns zeros: files have no inode number here.
 func Identity(os.FileInfo) (dev, ino uint64) { return 0, 0 }

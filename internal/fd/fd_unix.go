@@ -150,3 +150,12 @@ func Identity(fi os.FileInfo) (dev, ino uint64) {
 	}
 	return uint64(st.Dev), uint64(st.Ino) //nolint:unconvert,nolintlint // other widths on other systems
 }
+
+// Owner returns the uid of the file's owner, if it is known.
+func Owner(fi os.FileInfo) (uid int, known bool) {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(st.Uid), true
+}

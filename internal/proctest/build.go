@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -15,6 +16,10 @@ const (
 	PlainPackage  = "github.com/go-handover/handover/internal/proctest/plain"
 	FaultyPackage = "github.com/go-handover/handover/internal/proctest/faulty"
 )
+
+// Dir is where go build runs; empty: where the test does. The test of another
+// module sets it to the directory of the module that has what is built.
+var Dir string
 
 // builds keeps the binaries of this test run in memory: no test has to remove
 // what another one still uses.
@@ -33,13 +38,15 @@ func Build(t testing.TB, pkg string, flags ...string) string {
 	path := filepath.Join(t.TempDir(), filepath.Base(pkg))
 	key := strings.Join(append([]string{pkg}, flags...), "\x00")
 	if binary, ok := builds.byKey[key]; ok {
-		if err := os.WriteFile(path, binary, 0o755); err != nil {
+		if err := WriteBinary(path, binary); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
 	args := append([]string{"build", "-o", path}, flags...)
-	if out, err := exec.CommandContext(t.Context(), "go", append(args, pkg)...).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(t.Context(), "go", append(args, pkg)...)
+	cmd.Dir = Dir
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
 	}
 	binary, err := os.ReadFile(path)
@@ -51,6 +58,15 @@ func Build(t testing.TB, pkg string, flags ...string) string {
 	}
 	builds.byKey[key] = binary
 	return path
+}
+
+// WriteBinary writes a file that is to be executed. No other test starts a
+// process meanwhile: it would have the file open for writing until it executes
+// its own, and what is open for writing cannot be executed.
+func WriteBinary(path string, content []byte) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, content, 0o755)
 }
 
 // Demo builds cmd/demo as the given version.

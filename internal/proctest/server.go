@@ -246,7 +246,7 @@ func (s *Server) Replace(binary string) {
 	next := s.Path + ".next"
 	content, err := os.ReadFile(binary)
 	if err == nil {
-		err = os.WriteFile(next, content, 0o755)
+		err = WriteBinary(next, content)
 	}
 	if err == nil {
 		err = os.Rename(next, s.Path)

@@ -28,14 +28,19 @@ type Conn struct {
 
 	// What follows belongs to the goroutine in Receive.
 	failed  error  // why nothing can be received any more
+	limit   uint32 // the most bytes of a frame
 	control []byte // room for the control data of one read
 }
 
 // NewConn returns the handover channel over c, which it owns from now on. c
 // must be a stream socket.
 func NewConn(c *net.UnixConn) *Conn {
-	return &Conn{c: c, sendTimeout: SendTimeout, control: make([]byte, controlSpace)}
+	return &Conn{c: c, sendTimeout: SendTimeout, limit: MaxFrame, control: make([]byte, controlSpace)}
 }
+
+// SetLimit makes Receive refuse frames of more than limit bytes, MaxFrame at
+// most: a stranger is not to fill this process's memory. Call it before Receive.
+func (c *Conn) SetLimit(limit int) { c.limit = uint32(min(limit, MaxFrame)) }
 
 // Send writes m, with duplicates of the descriptors rights, which remain the
 // caller's: one with a Connection, none with anything else. Either the whole
@@ -142,8 +147,8 @@ func (c *Conn) readFrame(r *rights) ([]byte, error) {
 		return nil, err
 	}
 	size := binary.BigEndian.Uint32(header[:])
-	if size == 0 || size > MaxFrame {
-		return nil, fmt.Errorf("frame of %d bytes: expected 1 to %d", size, MaxFrame)
+	if size == 0 || size > c.limit {
+		return nil, fmt.Errorf("frame of %d bytes: expected 1 to %d", size, c.limit)
 	}
 	text, err := c.readText(int(size), r)
 	if err == io.EOF { //nolint:errorlint // readFull returns it bare

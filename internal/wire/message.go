@@ -48,6 +48,15 @@ type Manifest struct {
 	Probation    time.Duration `json:"probation_ns"`      // how long the predecessor can take the service back
 	DrainTimeout time.Duration `json:"drain_timeout_ns"`  // how long the predecessor drains
 	Sockets      []Socket      `json:"sockets,omitempty"` // in the order of their descriptors
+	Build        string        `json:"build,omitempty"`   // the predecessor's
+	Counters     Counters      `json:"counters,omitzero"` // of all generations until now
+}
+
+// Counters tell how attempts to upgrade the service have ended.
+type Counters struct {
+	Upgrades  int `json:"upgrades"`
+	Failures  int `json:"failures"`  // before the successor served
+	Rollbacks int `json:"rollbacks"` // after it had
 }
 
 // Socket describes one socket of a Manifest.
@@ -85,8 +94,11 @@ type Abort struct {
 // Serving answers Commit: the successor's gate is open.
 type Serving struct{}
 
-// Confirm ends the probation: there is no way back.
-type Confirm struct{}
+// Confirm ends the probation: there is no way back. Sent by a successor it asks
+// for that.
+type Confirm struct {
+	Elapsed time.Duration `json:"elapsed_ns,omitempty"` // since the upgrade began
+}
 
 // Stopping says that its sender was told to stop, so that the closing of the
 // channel, which follows, is not taken for a crash. Either side sends it.
@@ -96,6 +108,23 @@ type Stopping struct{}
 // Generation.
 type Hurry struct {
 	Generation int `json:"generation"`
+}
+
+// Draining tells the successor who still drains: its sender, and who has told
+// that so.
+type Draining struct {
+	Processes []Process `json:"processes"` // the newest first
+}
+
+// Process is one generation of the service.
+type Process struct {
+	Generation  int       `json:"generation"`
+	PID         int       `json:"pid"`
+	Build       string    `json:"build,omitempty"`
+	State       string    `json:"state"`
+	Since       time.Time `json:"since"`
+	Connections *int      `json:"connections,omitempty"` // absent: the program does not say
+	Deadline    time.Time `json:"deadline,omitzero"`     // when it is told to hurry
 }
 
 // Connection hands one established connection over, whose descriptor rides
@@ -127,6 +156,7 @@ func (Serving) kind() string    { return "serving" }
 func (Confirm) kind() string    { return "confirm" }
 func (Stopping) kind() string   { return "stopping" }
 func (Hurry) kind() string      { return "hurry" }
+func (Draining) kind() string   { return "draining" }
 func (Connection) kind() string { return "connection" }
 func (Taken) kind() string      { return "taken" }
 func (Refused) kind() string    { return "refused" }
@@ -180,6 +210,9 @@ func shorten(m Message) Message {
 		return Abort{cut(m.Reason)}
 	case Refused:
 		return Refused{m.ID, cut(m.Reason)}
+	case Answer:
+		m.Text = cut(m.Text)
+		return m
 	default:
 		return m
 	}
@@ -230,6 +263,14 @@ func (e envelope) message() (Message, error) {
 		return body[Stopping](e.Body)
 	case Hurry{}.kind():
 		return body[Hurry](e.Body)
+	case Draining{}.kind():
+		return body[Draining](e.Body)
+	case Request{}.kind():
+		return body[Request](e.Body)
+	case Notice{}.kind():
+		return body[Notice](e.Body)
+	case Answer{}.kind():
+		return body[Answer](e.Body)
 	case Connection{}.kind():
 		return body[Connection](e.Body)
 	case Taken{}.kind():

@@ -41,6 +41,7 @@ func run(args []string) error {
 	f := flag.NewFlagSet("faulty", flag.ContinueOnError)
 	f.Func("listen", "", func(s string) error { addresses = append(addresses, s); return nil })
 	f.StringVar(&o.PIDFile, "pidfile", "", "")
+	f.StringVar(&o.ControlSocket, "control", "", "")
 	f.DurationVar(&o.Probation, "probation", 0, "")
 	f.DurationVar(&o.ReadyTimeout, "ready-timeout", 0, "")
 	ignored := f.String("log", "", "")

@@ -17,6 +17,7 @@ type h2 struct {
 	// turnstile has one place: who takes it may use conn, and dial.
 	turnstile chan struct{}
 	conn      *h2conn // nil: none
+	keep      int     // how much of a body is kept; zero: all
 }
 
 func newH2(c *client) *h2 { return &h2{client: c, turnstile: make(chan struct{}, 1)} }
@@ -26,6 +27,7 @@ func (h *h2) idle(starting context.Context, d time.Duration) { rest(starting, d)
 func (h *h2) close() {
 	if h.conn != nil {
 		h.conn.close()
+		h.conn = nil
 	}
 }
 
@@ -70,36 +72,49 @@ func (h *h2) header(method, path string, length int) []byte {
 	return b
 }
 
-// send opens one stream, on the connection that is there or on a new one.
 func (h *h2) send(ctx context.Context, r h2request) error {
 	limit := h.load.cfg.Timeout + r.hold
+	conn, s, err := h.open(ctx, limit, r.header, r.body == "")
+	if err != nil {
+		return err
+	}
+	return exchange(conn, limit, s, r)
+}
+
+func exchange(conn *h2conn, limit time.Duration, s *h2stream, r h2request) error {
+	if err := await(conn, limit, s, r.body); err != nil {
+		return err
+	}
+	if s.status != http.StatusOK {
+		return statusError(s.status)
+	}
+	return r.check(bytes.NewReader(s.body.Bytes()))
+}
+
+// open opens one stream, on the connection that is there or on a new one.
+func (h *h2) open(ctx context.Context, limit time.Duration, header []byte, last bool) (*h2conn, *h2stream, error) {
 	for begun := time.Now(); ; {
 		conn, err := h.connected(ctx)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		if s := conn.open(limit, r.header, r.body == ""); s != nil {
-			return exchange(conn, limit, s, r)
+		if s := conn.open(limit, header, last); s != nil {
+			return conn, s, nil
 		}
 		// A GOAWAY has come, and nothing was sent: this is no second attempt.
 		if time.Since(begun) > limit {
-			return &rejectedError{fmt.Errorf("%v of connections that end before their first stream", limit)}
+			return nil, nil, &rejectedError{fmt.Errorf("%v of connections that end before their first stream", limit)}
 		}
 	}
 }
 
-func exchange(conn *h2conn, limit time.Duration, s *h2stream, r h2request) error {
+// await sends the body of a request, and returns when its stream has ended.
+func await(conn *h2conn, limit time.Duration, s *h2stream, body string) error {
 	limited := time.AfterFunc(limit, func() { conn.expire(limit, s) })
 	defer limited.Stop()
-	conn.send(limit, s, r.body)
+	conn.send(limit, s, body)
 	<-s.done
-	switch {
-	case s.err != nil:
-		return s.err
-	case s.status != http.StatusOK:
-		return statusError(s.status)
-	}
-	return r.check(bytes.NewReader(s.body.Bytes()))
+	return s.err
 }
 
 // connected returns a connection on which a stream may be opened.
@@ -120,6 +135,7 @@ func (h *h2) connected(ctx context.Context) (*h2conn, error) {
 		return nil, err
 	}
 	h.conn = newH2Conn(nc, unwatch, limit)
+	h.conn.keep = h.keep
 	return h.conn, nil
 }
 

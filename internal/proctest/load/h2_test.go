@@ -85,7 +85,7 @@ func get(t *testing.T, h *h2, conn *h2conn) *h2stream {
 // h2client is a client with a connection to target, whose frames a test chooses.
 func h2client(t *testing.T, target string) (*h2, *h2conn) {
 	t.Helper()
-	l := &Load{cfg: Config{}.withDefaults()}
+	l := &Load{cfg: Config{}.withDefaults(), more: make(chan struct{})}
 	var err error
 	if l.target, err = parseTarget(target); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ type h2conn struct {
 	net.Conn
 	unwatch func() bool
 	ended   chan struct{} // closed when nothing is read any more
+	keep    int           // how much of a body is kept; zero: all. Set before the first stream
 
 	// The write side. It is held across writes, which have a deadline: the ids
 	// of streams must go out in their order.
@@ -41,7 +42,9 @@ type h2stream struct {
 	window   int64
 	answered bool
 	status   int
+	block    []byte // the header that has the status
 	body     bytes.Buffer
+	keep     int // how much of it is kept; zero: all
 	err      error
 	done     chan struct{}
 }
@@ -94,7 +97,7 @@ func (c *h2conn) add() *h2stream {
 	if c.leaving {
 		return nil
 	}
-	s := &h2stream{id: c.next, window: c.initial, done: make(chan struct{})}
+	s := &h2stream{id: c.next, window: c.initial, keep: c.keep, done: make(chan struct{})}
 	c.streams[s.id] = s
 	c.next += 2
 	return s

@@ -153,6 +153,7 @@ func (c *h2conn) headers(in io.Reader, f frame) error {
 		s.answered = true
 		if s.status < 200 {
 			s.status, err = status(block)
+			s.block = block
 		}
 		return err
 	})
@@ -172,6 +173,9 @@ func (c *h2conn) data(f frame) error {
 	return c.update(f, func(s *h2stream) error {
 		if s.status < 200 {
 			return errors.New("DATA before HEADERS")
+		}
+		if room := s.keep - s.body.Len(); s.keep > 0 && len(content) > room {
+			content = content[:room]
 		}
 		s.body.Write(content)
 		return nil

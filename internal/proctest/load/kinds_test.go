@@ -102,7 +102,7 @@ func TestEachKindIsDescribed(t *testing.T) {
 	}
 }
 
-// A nil Config.Clients means what it has always meant: what make demo shows.
+// A nil Config.Clients means what it has always meant.
 func TestDefaultClients(t *testing.T) {
 	s := httptest.NewServer(http.NotFoundHandler())
 	defer s.Close()

@@ -1,0 +1,318 @@
+package upgrader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-handover/handover/internal/fd"
+	"github.com/go-handover/handover/internal/wire"
+)
+
+// controlName is the control socket's among the sockets. It goes from generation
+// to generation as they do, behind a gate as theirs: who serves answers.
+const controlName = ".control"
+
+const (
+	controlTimeout = 5 * time.Second // connected → the request is there
+	controlClients = 64              // at once; more wait in the kernel's queue
+	controlFrame   = 4 << 10         // the most bytes of a request
+	controlPause   = time.Second     // after an error of Accept
+	watchInterval  = time.Second     // between two statuses, if nothing happens
+	answerTimeout  = time.Second     // Wait → a client that was to be answered
+)
+
+// openControl opens the control socket, or takes it over, and serves it until
+// this process leaves.
+func (u *Upgrader) openControl() error {
+	path := u.options.ControlSocket
+	if path == "" {
+		return nil
+	}
+	if err := checkControlDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("control socket %s: %w", path, err)
+	}
+	l, err := u.listen(context.Background(), controlName, "unix", path)
+	if err != nil {
+		return fmt.Errorf("control socket %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("control socket: %w", err), l.Close())
+	}
+	go u.serveControl(l)
+	return nil
+}
+
+// checkControlDir refuses a directory in which somebody else could put a socket
+// of theirs in the place of this one.
+func checkControlDir(dir string) error {
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	uid, known := fd.Owner(fi)
+	switch {
+	case !known:
+		return nil
+	case uid != 0 && uid != os.Geteuid():
+		return fmt.Errorf("the directory %s belongs to uid %d, this process is %d: anybody who owns it can replace the socket", dir, uid, os.Geteuid())
+	case fi.Mode().Perm()&0o022 != 0 && fi.Mode()&os.ModeSticky == 0:
+		return fmt.Errorf("the directory %s is writable by others (mode %04o), who can replace the socket: chmod go-w %s", dir, fi.Mode().Perm(), dir)
+	}
+	return nil
+}
+
+// serveControl ends when this process leaves: whoever serves then answers.
+func (u *Upgrader) serveControl(l *Listener) {
+	go func() {
+		<-u.done
+		_ = l.Close() // its path is not this process's any more
+	}()
+	room := make(chan struct{}, controlClients)
+	for {
+		room <- struct{}{}
+		c, err := l.Accept()
+		switch {
+		case err == nil:
+			go func() {
+				defer func() { <-room }()
+				u.attend(c)
+			}()
+		case errors.Is(err, net.ErrClosed):
+			return
+		default: // at the limit of descriptors, for example
+			<-room
+			u.log.Warn("control socket", "pid", os.Getpid(), "generation", u.generation, "err", err)
+			select {
+			case <-time.After(controlPause):
+			case <-u.done:
+			}
+		}
+	}
+}
+
+// attend answers one client. Nothing that it does or leaves undone holds up
+// anybody but itself.
+func (u *Upgrader) attend(c net.Conn) {
+	defer c.Close()
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return
+	}
+	conn := wire.NewConn(uc)
+	conn.SetLimit(controlFrame)
+	verb, err := u.request(uc, conn)
+	if err != nil {
+		u.log.Debug("control request refused", "pid", os.Getpid(), "err", err)
+		_ = conn.Send(wire.Answer{Result: wire.ResultRefused, Text: err.Error()}) // the client may have gone
+		return
+	}
+	u.answering.RLock()
+	defer u.answering.RUnlock()
+	_ = conn.Send(u.obey(conn, verb)) // the same
+}
+
+// answered returns when everybody who has asked has his answer: the end of the
+// process would take the verdict on an upgrade with it.
+func (u *Upgrader) answered() {
+	all := make(chan struct{})
+	go func() {
+		u.answering.Lock() // for good: nobody is attended any more
+		close(all)
+	}()
+	select {
+	case <-all:
+	case <-time.After(answerTimeout):
+	case <-u.hurry:
+	}
+}
+
+// request returns what the client asks for, if it may ask.
+func (u *Upgrader) request(c *net.UnixConn, conn *wire.Conn) (verb string, err error) {
+	uid, err := fd.PeerUID(c)
+	if err != nil {
+		return "", err
+	}
+	if uid != 0 && uid != os.Geteuid() {
+		return "", fmt.Errorf("uid %d may not control this process: want uid %d or root", uid, os.Geteuid())
+	}
+	if err := c.SetReadDeadline(time.Now().Add(controlTimeout)); err != nil {
+		return "", err
+	}
+	m, files, err := conn.Receive()
+	closeAll(files)
+	if err != nil {
+		return "", err
+	}
+	r, ok := m.(wire.Request)
+	switch {
+	case !ok:
+		return "", fmt.Errorf("got a %T, want a request", m)
+	case r.Version != wire.Version:
+		return "", fmt.Errorf("the client speaks version %d of the protocol, this build version %d", r.Version, wire.Version)
+	}
+	return r.Verb, c.SetReadDeadline(time.Time{})
+}
+
+// obey carries out a request, and sends what happens meanwhile.
+func (u *Upgrader) obey(conn *wire.Conn, verb string) wire.Answer {
+	switch verb {
+	case wire.VerbStatus:
+		return u.answer(nil)
+	case wire.VerbWatch:
+		return u.watch(conn)
+	case wire.VerbUpgrade:
+		return u.tellingOf(conn, func() error { return u.Upgrade(context.Background()) })
+	case wire.VerbRollback:
+		return u.answer(u.ask(order{rollBack: true}))
+	case wire.VerbConfirm:
+		return u.tellingOf(conn, func() error { return u.ask(order{}) })
+	case wire.VerbStop:
+		u.end(stopRequest{service: true})
+		return u.answer(nil)
+	}
+	return wire.Answer{Result: wire.ResultRefused, Text: fmt.Sprintf("%.64q is not a request: want %s, %s, %s, %s, %s or %s", verb,
+		wire.VerbStatus, wire.VerbWatch, wire.VerbUpgrade, wire.VerbRollback, wire.VerbConfirm, wire.VerbStop)}
+}
+
+// tellingOf sends what happens while act goes on, and then its outcome.
+func (u *Upgrader) tellingOf(conn *wire.Conn, act func() error) wire.Answer {
+	f := u.bus.follow()
+	outcome := make(chan error, 1)
+	go func() {
+		outcome <- act()
+		u.bus.leave(f) // what has happened until now is still sent
+	}()
+	for e := range f.events {
+		if conn.Send(wire.Notice{Event: encoded(e)}) != nil {
+			break // the client has gone; what it has asked for goes on
+		}
+	}
+	return u.answer(<-outcome)
+}
+
+// watch sends a status whenever something happens, until the client goes.
+func (u *Upgrader) watch(conn *wire.Conn) wire.Answer {
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, files, _ := conn.Receive() // it says nothing more, and then ends
+		closeAll(files)
+	}()
+	f := u.bus.follow()
+	defer u.bus.leave(f)
+	events := f.events
+	for {
+		if conn.Send(wire.Notice{Status: encoded(u.Status())}) != nil {
+			return u.answer(nil)
+		}
+		select {
+		case _, ok := <-events:
+			if !ok {
+				events = nil
+			}
+		case <-time.After(watchInterval):
+		case <-gone:
+			return u.answer(nil)
+		case <-u.done:
+			return u.answer(u.err)
+		}
+	}
+}
+
+// answer is the answer for the outcome of a request.
+func (u *Upgrader) answer(err error) wire.Answer {
+	a := wire.Answer{Result: wire.ResultDone, Status: encoded(u.Status())}
+	if err == nil {
+		return a
+	}
+	a.Text = err.Error()
+	failed := (*SuccessorError)(nil)
+	switch {
+	case errors.As(err, &failed) && failed.Phase == PhaseProbation:
+		a.Result = wire.ResultRolledBack
+	case errors.Is(err, ErrUpgraded), errors.Is(err, ErrStopped), errors.Is(err, ErrAborted), errors.Is(err, ErrRolledBack):
+		a.Result = wire.ResultGone
+	case errors.Is(err, ErrBusy), errors.Is(err, ErrNotReady), errors.Is(err, errNoProbation):
+		a.Result = wire.ResultBusy
+	default:
+		a.Result = wire.ResultFailed
+	}
+	return a
+}
+
+// order is a request to end probation.
+type order struct {
+	rollBack bool // else confirm
+	reply    chan<- error
+}
+
+var (
+	errNoProbation = errors.New("upgrader: no upgrade is on probation")
+	errOperator    = errors.New("an operator asked for it")
+)
+
+// ask returns when it is done.
+func (u *Upgrader) ask(o order) error {
+	reply := make(chan error, 1)
+	o.reply = reply
+	select {
+	case u.orders <- o:
+	case <-u.done:
+		return u.err
+	}
+	return <-reply
+}
+
+// order ends probation, on whichever side this process is. For an instant at
+// commit both sides accept; what is asked of this one then waits for the answer.
+func (r *run) order(o order) {
+	switch {
+	case r.state == upgrading && r.attempt.phase == PhaseCommit:
+		r.held = append(r.held, o)
+	case r.state == probation && o.rollBack:
+		r.rollBack(rollbackAsked, errOperator)
+		o.reply <- nil
+	case r.state == probation:
+		r.confirm()
+		o.reply <- r.unlessConfirmed()
+	case r.state == onProbation && o.rollBack:
+		r.stop(stopRequest{failure: errOperator.Error()})
+		o.reply <- nil
+	case r.state == onProbation:
+		r.confirmers = append(r.confirmers, o.reply)
+		_ = r.pred.Send(wire.Confirm{}) // if it is gone, this process is confirmed next
+	case r.state.final():
+		o.reply <- r.err
+	default:
+		o.reply <- errNoProbation
+	}
+}
+
+func (r *run) unlessConfirmed() error {
+	if r.state == draining {
+		return nil
+	}
+	return errEnded // the successor: it is rolled back next
+}
+
+// carryOut does what had to wait until the end of commit.
+func (r *run) carryOut() {
+	held := r.held
+	r.held = nil
+	for _, o := range held {
+		r.order(o)
+	}
+}
+
+// answerConfirmers is called when probation is over for this process.
+func (r *run) answerConfirmers(err error) {
+	for _, reply := range r.confirmers {
+		reply <- err
+	}
+	r.confirmers = nil
+}
