@@ -204,7 +204,12 @@ func (r *run) giveUp(e event, why error) {
 
 // endPredecessor: it was told to hurry, or had all the time it asked for.
 func (r *run) endPredecessor() {
-	r.log.Warn("predecessor did not finish its drain: killed", "pid", os.Getpid(), "predecessor", r.pred.pid)
+	r.counters.Killed++
+	attrs := []any{"pid", os.Getpid(), "predecessor", r.pred.pid}
+	if len(r.elders) > 0 && r.elders[0].Connections != nil {
+		attrs = append(attrs, "connections", *r.elders[0].Connections) // as it said last
+	}
+	r.log.Warn("predecessor did not finish its drain: killed", attrs...)
 	r.pred.overdue = nil
 	r.warn("kill", r.pred.kill())
 }

@@ -83,6 +83,7 @@ type Counters struct {
 	Upgrades  int `json:"upgrades"`
 	Failures  int `json:"failures"`
 	Rollbacks int `json:"rollbacks"`
+	Killed    int `json:"killed"` // generations that had not drained when they were ended
 }
 
 // Status returns what this process knows. It does not block for longer than a

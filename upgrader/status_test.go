@@ -375,7 +375,7 @@ func TestJSONOfAStatus(t *testing.T) {
 			Result: RolledBack, PID: 4713, Phase: PhaseProbation, Reason: "it ended", Text: "panic: no database",
 			Ended: at.Add(time.Hour), Duration: 1500 * time.Millisecond,
 		},
-		Counters: Counters{Upgrades: 1, Failures: 2, Rollbacks: 3},
+		Counters: Counters{Upgrades: 1, Failures: 2, Rollbacks: 3, Killed: 4},
 		Log:      "/var/log/app.log",
 	}
 	got, err := json.MarshalIndent(st, "", "  ")

@@ -57,6 +57,7 @@ type Counters struct {
 	Upgrades  int `json:"upgrades"`
 	Failures  int `json:"failures"`  // before the successor served
 	Rollbacks int `json:"rollbacks"` // after it had
+	Killed    int `json:"killed"`    // generations that were ended before they had drained
 }
 
 // Socket describes one socket of a Manifest.
