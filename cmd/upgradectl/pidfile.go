@@ -134,8 +134,9 @@ func exists(path string) bool {
 // pidfileLook is between two looks at the pidfile.
 const pidfileLook = 20 * time.Millisecond
 
-// upgradeBySignal upgrades a server that has no control socket, or one that
-// this user cannot reach.
+// upgradeBySignal upgrades a server that has no control socket. A signal has no
+// answer: an upgrade that somebody else has begun at the same instant is taken
+// for the one that was asked for.
 func upgradeBySignal(ctx context.Context, path string, con *console, noWait bool) error {
 	f := pidfileAt(path)
 	pid, err := f.server()

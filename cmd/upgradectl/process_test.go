@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -14,8 +15,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/go-handover/handover/internal/proctest"
 	"github.com/go-handover/handover/internal/wire"
@@ -44,19 +47,60 @@ func (s service) byPIDFile() []string { return []string{"-pidfile", s.PIDFile} }
 // command is upgradectl as a process that has started.
 type command struct {
 	*exec.Cmd
-	out, errs *strings.Builder
+	out, errs *output
+}
+
+// output is what a command has written until now.
+type output struct {
+	mu   sync.Mutex
+	text strings.Builder
+	more chan struct{} // has room for one: there is more
+}
+
+func newOutput() *output { return &output{more: make(chan struct{}, 1)} }
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	select {
+	case o.more <- struct{}{}:
+	default:
+	}
+	return o.text.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// until waits until the command has said it.
+func (c command) until(t *testing.T, what *regexp.Regexp) {
+	t.Helper()
+	limit := time.After(patience)
+	for !what.MatchString(c.out.String()) {
+		select {
+		case <-c.out.more:
+		case <-limit:
+			t.Fatalf("it does not say %s:\n%s", what, c.out.String())
+		}
+	}
 }
 
 func begin(t *testing.T, args ...string) command {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-	t.Cleanup(cancel)
-	c := command{exec.CommandContext(ctx, os.Args[0], args...), new(strings.Builder), new(strings.Builder)}
+	c := command{exec.CommandContext(ctx, os.Args[0], args...), newOutput(), newOutput()}
 	c.Env = append(os.Environ(), asUpgradectl+"=1")
 	c.Stdout, c.Stderr = c.out, c.errs
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		cancel()
+		_ = c.Wait() // it may have been waited for
+	})
 	return c
 }
 
@@ -137,11 +181,11 @@ func TestBinariesThatFail(t *testing.T) {
 		{"crash at once", faulty("crash-at-once"), exitFailed, upgrader.PhaseHello, "exit status 2"},
 		{"crash before ready", faulty("crash-before-ready"), exitFailed, upgrader.PhaseReady, "exit status 2"},
 		{"hang before ready", faulty("hang-before-ready"), exitFailed, upgrader.PhaseReady, "limit reached"},
-		{"crash after ready", faulty("crash-after-ready:300ms"), exitRolledBack, upgrader.PhaseProbation, "exit status 2"},
+		{"crash after ready", faulty("crash-after-ready:1s"), exitRolledBack, upgrader.PhaseProbation, "exit status 2"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := start(t, "-probation", "2s", "-ready-timeout", "1s")
+			s := start(t, "-probation", "5s", "-ready-timeout", "1s")
 			old := s.PID()
 			replace := func() {
 				t.Helper()
@@ -167,7 +211,10 @@ func TestBinariesThatFail(t *testing.T) {
 				t.Errorf("%+v", after)
 			}
 			s.Replace(proctest.Demo(t, "v2"))
-			ctl(t, s.bySocket(), "upgrade").want(t, exitDone)
+			upgrade := begin(t, append(s.bySocket(), "upgrade")...)
+			upgrade.until(t, regexp.MustCompile("probation"))
+			ctl(t, s.bySocket(), "confirm").want(t, exitDone)
+			upgrade.end(t).want(t, exitDone)
 		})
 	}
 }
@@ -190,11 +237,11 @@ func TestUpgradeByPIDFileAlone(t *testing.T) {
 
 func TestSecondUpgradeIsBusy(t *testing.T) {
 	t.Parallel()
-	s := start(t, "-probation", "1s", "-ready-delay", "1s")
-	old := s.PID()
+	s := start(t, "-probation", "3s", "-ready-delay", "3s")
+	now := s.Now()
 	first := begin(t, append(s.bySocket(), "upgrade")...)
-	for _, state := range []string{"upgrading", "probation"} {
-		s.Wait(proctest.Changed(old, state))
+	for _, m := range []proctest.Match{proctest.Logged("listening"), proctest.Changed(s.PID(), "probation")} {
+		s.After(now, m)
 		ctl(t, s.bySocket(), "upgrade").want(t, exitBusy, "busy: an upgrade is under way")
 		ctl(t, s.byPIDFile(), "upgrade").want(t, exitBusy, "busy: an upgrade of process")
 	}
@@ -218,9 +265,8 @@ func TestRollbackAndConfirm(t *testing.T) {
 		t.Errorf("process %d serves, want %d", s.PID(), old)
 	}
 
-	now = s.Now()
 	byPIDFile := begin(t, append(s.byPIDFile(), "upgrade")...)
-	s.After(now, proctest.Changed(old, "probation"))
+	byPIDFile.until(t, regexp.MustCompile("probation"))
 	ctl(t, s.bySocket(), "rollback").want(t, exitDone, "rolled back")
 	byPIDFile.end(t).want(t, exitRolledBack, "process "+strconv.Itoa(old)+" serves again")
 
@@ -248,6 +294,7 @@ func TestWatchSeesAnUpgrade(t *testing.T) {
 	t.Parallel()
 	s := start(t, "-probation", "300ms")
 	watch := begin(t, append(s.bySocket(), "status", "-watch")...)
+	watch.until(t, regexp.MustCompile("serving"))
 	ctl(t, s.bySocket(), "upgrade").want(t, exitDone)
 	ctl(t, s.bySocket(), "stop").want(t, exitDone)
 	said := watch.end(t)
@@ -281,21 +328,50 @@ func TestStopOfBothProcesses(t *testing.T) {
 	}
 }
 
-// A server that is busy with a request does not end at once.
-func TestStopThatTakesTooLong(t *testing.T) {
-	t.Parallel()
-	s := start(t)
+// occupy gives the process that serves a request that keeps it busy until the
+// end of the test.
+func (s service) occupy(t *testing.T) {
+	t.Helper()
 	conn, err := net.Dial("tcp", s.Addr("http-0"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, "GET /stream?ms=20000 HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+	t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, "GET /stream?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil { // it has begun to answer
 		t.Fatal(err)
 	}
+}
+
+func TestStatusShowsThreeGenerations(t *testing.T) {
+	t.Parallel()
+	s := start(t, "-probation", "100ms", "-drain-timeout", "5m")
+	pids := []int{s.PID()}
+	for _, version := range []string{"v2", "v3"} {
+		s.occupy(t)
+		s.Replace(proctest.Demo(t, version))
+		ctl(t, s.bySocket(), "upgrade").want(t, exitDone)
+		pids = append(pids, s.PID())
+	}
+	s.occupy(t)
+	// The oldest is told of by the one between them, once a second.
+	watch := begin(t, append(s.bySocket(), "status", "-watch")...)
+	row := func(generation int, state string) string {
+		return fmt.Sprintf(`\n%d +%d +v%d +\S+ +%s +\S+ \(\d+s ago\) +1 +`, generation, pids[generation-1], generation, state)
+	}
+	all := regexp.MustCompile(row(3, "serving") + `-` + row(2, "draining") + `in 4m\d+s` + row(1, "draining") + `in 4m\d+s`)
+	watch.until(t, all)
+	ctl(t, s.bySocket(), "status").want(t, exitDone, "2 done, 0 failed, 0 rolled back")
+	ctl(t, s.bySocket(), "stop", "-timeout", "1500ms").want(t, exitFailed, "not gone in time (-timeout): processes ")
+}
+
+// A server that is busy with a request does not end at once.
+func TestStopThatTakesTooLong(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.occupy(t)
 	ctl(t, s.bySocket(), "stop", "-timeout", "1500ms").want(t, exitFailed,
 		"not gone in time (-timeout): process "+strconv.Itoa(s.First.Pid), "upgradectl: 1 s: process "+strconv.Itoa(s.First.Pid)+" drain")
 }
@@ -390,7 +466,7 @@ func TestOtherUserIsRefused(t *testing.T) {
 	}
 	asNobody := func(verb string) said {
 		t.Helper()
-		c := command{exec.CommandContext(t.Context(), binary, "-socket", s.control, verb), new(strings.Builder), new(strings.Builder)}
+		c := command{exec.CommandContext(t.Context(), binary, "-socket", s.control, verb), newOutput(), newOutput()}
 		c.Env = append(os.Environ(), asUpgradectl+"=1")
 		c.Stdout, c.Stderr = c.out, c.errs
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

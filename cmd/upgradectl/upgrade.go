@@ -36,7 +36,7 @@ upgrade began, and waits for the verdict:
     probation  it serves, and the old one can take the service back
 
 If the upgrade fails it says in which phase and why, with the new process's own
-words and where its log is.
+words and where the log is.
 
 With -pidfile it works by SIGUSR1 and the pidfile alone. Then it cannot tell why
 an upgrade failed, and sees of the phases only that the new process serves.
@@ -288,7 +288,7 @@ func (u *upgrade) failure(a client.Answer) string {
 		fmt.Fprintf(&b, "  it said    %s\n", indented(last.Text))
 	}
 	if where := logHint(a.Status.Log, last.PID); where != "" {
-		fmt.Fprintf(&b, "  its log    %s\n", where)
+		fmt.Fprintf(&b, "  log        %s\n", where)
 	}
 	if p := self(a.Status); p.PID != 0 {
 		fmt.Fprintf(&b, "  serving    process %d\n", p.PID)
