@@ -199,6 +199,7 @@ func TestRequestsThatAreNone(t *testing.T) {
 		"long":    {wire.Request{Version: wire.Version, Verb: strings.Repeat("x", controlFrame)}, "expected 1 to"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c, err := net.Dial("unix", s.config.Control)
 			must(t, err)
 			defer c.Close()

@@ -77,7 +77,7 @@ func (r *run) loop() {
 			r.reportDrain()
 		}
 	}
-	r.Upgrader.final = r.status()
+	r.farewell = r.status()
 	close(r.gone)
 	r.bus.close()
 }

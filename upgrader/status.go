@@ -94,7 +94,7 @@ func (u *Upgrader) Status() Status {
 	case u.looks <- reply:
 		return <-reply
 	case <-u.gone:
-		return u.final
+		return u.farewell
 	}
 }
 

@@ -157,11 +157,11 @@ type Upgrader struct {
 
 	answering sync.RWMutex // held for reading while a client is to be answered
 
-	bus   bus
-	count atomic.Pointer[func() int] // see CountConnections
-	build string                     // version and revision
-	gone  chan struct{}              // closed by run at its end, after final is set
-	final Status
+	bus      bus
+	count    atomic.Pointer[func() int] // see CountConnections
+	build    string                     // version and revision
+	gone     chan struct{}              // closed by run at its end, after farewell is set
+	farewell Status                     // the last one
 
 	committed atomic.Bool          // see state.committed; written by run
 	successor atomic.Pointer[peer] // takes connections; written by run, before done is closed
