@@ -141,6 +141,12 @@ func (e environment) distinct() error {
 	return nil
 }
 
+// names reports that the variables say what descriptor n is.
+func (e environment) names(n int) bool {
+	return n == e.channel || n == e.pidfile ||
+		slices.ContainsFunc(e.fds, func(f namedFD) bool { return f.fd == n })
+}
+
 // withoutOurs returns env without the variables of the handover.
 func withoutOurs(env []string) []string {
 	out := make([]string, 0, len(env))

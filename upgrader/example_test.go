@@ -193,3 +193,19 @@ func Example_group() {
 		log.Fatal(first)
 	}
 }
+
+// A binary that was not copied to its end, or is another program, or that others
+// could have put there, is not started.
+func ExamplePreflights() {
+	up, err := upgrader.New(upgrader.Options{
+		PIDFile:   "/run/app/app.pid",
+		Preflight: upgrader.Preflights(upgrader.PreflightOwner, upgrader.PreflightProgram, upgrader.PreflightSHA256(nil)),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := up.Ready(); err != nil {
+		log.Fatal(err)
+	}
+	<-up.Done()
+}

@@ -93,6 +93,10 @@ func checkExecutable(path string) error {
 	if err != nil {
 		return err // a *fs.PathError names the path
 	}
+	return checkFile(path, fi, func() (header, error) { return readHeaderOf(path) })
+}
+
+func checkFile(path string, fi fs.FileInfo, read func() (header, error)) error {
 	bad := func(why string, err error) error {
 		return &fs.PathError{Op: "execute", Path: path, Err: fmt.Errorf("%s: %w", why, err)}
 	}
@@ -106,11 +110,11 @@ func checkExecutable(path string) error {
 	case fi.Size() == 0:
 		return bad("it is empty", syscall.ENOEXEC)
 	}
-	ours, _ := readHeader(selfPath)
+	ours, _ := readHeaderOf(selfPath)
 	if !ours.isELF() {
 		return nil // not a system with ELF files: exec decides
 	}
-	theirs, err := readHeader(path)
+	theirs, err := read()
 	switch {
 	case err != nil:
 		return bad("its header cannot be read", err)
@@ -131,14 +135,18 @@ const selfPath = "/proc/self/exe"
 // encoding, and the machine at offset 18.
 type header [20]byte
 
-func readHeader(path string) (header, error) {
-	var h header
+func readHeaderOf(path string) (header, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return h, err
+		return header{}, err
 	}
 	defer f.Close()
-	if _, err := io.ReadFull(f, h[:]); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+	return readHeader(f)
+}
+
+func readHeader(f io.ReaderAt) (header, error) {
+	var h header
+	if _, err := f.ReadAt(h[:], 0); err != nil && !errors.Is(err, io.EOF) {
 		return h, err
 	}
 	return h, nil

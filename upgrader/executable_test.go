@@ -209,7 +209,7 @@ func TestCheckExecutable(t *testing.T) {
 		{"a link to a good one", func(t *testing.T, path string) { must(t, os.Symlink(running, path)) }, nil, ""},
 		{"a script", write("#!/bin/sh\nexec server\n", 0o755), nil, ""},
 		{"the shortest script", write("#!", 0o755), nil, ""},
-		{"executable for its owner only", write("#!/bin/sh\n", 0o700), nil, ""},
+		{"executable for its owner only: a script", write("#!/bin/sh\n", 0o700), nil, ""},
 		{"truncated: exec decides", part(100, nil), nil, ""},
 		{"truncated after its header", part(20, nil), nil, ""},
 		{"truncated in its header", part(10, nil), syscall.ENOEXEC, "another machine"},
@@ -239,22 +239,39 @@ func TestCheckExecutable(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "dir", "app")
 			must(t, os.Mkdir(filepath.Dir(path), 0o755))
 			tt.place(t, path)
-			err := checkExecutable(path)
-			if tt.cause == nil {
-				must(t, err)
-				return
+			wantCause(t, checkExecutable(path), tt.cause, path, tt.text)
+			before := openFDs(t)
+			i, err := openImage(path)
+			if err == nil {
+				must(t, i.Close())
 			}
-			var pe *fs.PathError
-			if !errors.Is(err, tt.cause) || !errors.As(err, &pe) || pe.Path != path || !strings.Contains(err.Error(), tt.text) {
-				t.Errorf("%v, want %v with the path and %q", err, tt.cause, tt.text)
+			if cause := tt.cause; cause == nil && strings.HasSuffix(tt.name, "script") {
+				wantCause(t, err, errScript, path, "")
+			} else {
+				wantCause(t, err, cause, path, tt.text)
 			}
+			wantNoMoreFDs(t, before)
 		})
+	}
+}
+
+// wantCause asserts that an error names the path and what is wrong with it; nil
+// is no error.
+func wantCause(t *testing.T, err, cause error, path, text string) {
+	t.Helper()
+	if cause == nil {
+		must(t, err)
+		return
+	}
+	var pe *fs.PathError
+	if !errors.Is(err, cause) || !errors.As(err, &pe) || pe.Path != path || !strings.Contains(err.Error(), text) {
+		t.Errorf("%v, want %v with the path and %q", err, cause, text)
 	}
 }
 
 // TestRunningFileThatWasDeleted still says what machine this is.
 func TestRunningFileThatWasDeleted(t *testing.T) {
-	h, err := readHeader(selfPath)
+	h, err := readHeaderOf(selfPath)
 	if err != nil {
 		t.Skip(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -23,6 +24,7 @@ type legacy struct {
 	conn       *wire.Conn
 	manifest   wire.Manifest // zero if the predecessor was gone before it sent one
 	pidfile    *os.File      // the locked next pidfile; nil: none
+	executable string        // the path of what was executed by its descriptor; empty: it was by path
 }
 
 // inherit takes what the environment says is this process's, and unsets it, so
@@ -48,6 +50,9 @@ func (u *Upgrader) inherit() (*legacy, error) {
 	l := &legacy{generation: e.generation, pid: e.predecessor, channel: channel, conn: wire.NewConn(channel)}
 	if p, err := os.FindProcess(e.predecessor); err == nil {
 		l.process = p
+	}
+	if wasExecutedByDescriptor(os.Args[0], e.names) && filepath.IsAbs(os.Args[0]) {
+		l.executable = os.Args[0]
 	}
 	if err := errors.Join(u.takeDescriptors(e, l), u.handshake(l)); err != nil {
 		return nil, l.giveUp(err)

@@ -3,6 +3,7 @@
 package upgrader
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -54,7 +55,7 @@ func TestTooManyLongNames(t *testing.T) {
 		in.sockets = append(in.sockets, os.Stdin)
 	}
 	u := newUpgrader(Options{})
-	p, err := u.start(t.Context(), "/bin/true", in)
+	p, err := u.start(t.Context(), &image{path: "/bin/true"}, in)
 	if p != nil {
 		t.Error("a successor was started")
 	}
@@ -105,12 +106,30 @@ func withRoomFor(t *testing.T, n int, f func()) {
 // fails with an error that names the limit, or has all that it needs. Nothing is
 // lost by it, and this process serves on.
 func TestUpgradeAtTheLimitOfDescriptors(t *testing.T) {
-	if !limited(t, 128) {
-		return
+	if limited(t, 128) {
+		upgradeAtTheLimit(t, Options{})
 	}
-	stranger, err := exec.LookPath("true") // says no hello
+}
+
+// TestPreflightAtTheLimitOfDescriptors: it takes two more, and so does the
+// successor's executable.
+func TestPreflightAtTheLimitOfDescriptors(t *testing.T) {
+	if limited(t, 128) {
+		upgradeAtTheLimit(t, Options{Preflight: PreflightSHA256(nil)})
+	}
+}
+
+func upgradeAtTheLimit(t *testing.T, o Options) {
+	t.Helper()
+	stranger := filepath.Join(t.TempDir(), "true") // says no hello
+	found, err := exec.LookPath("true")
 	must(t, err)
-	u := newAlone(t, Options{PIDFile: pidfilePath(t), Executable: stranger})
+	copyTo(t, stranger, found, -1, nil)
+	b, err := os.ReadFile(stranger)
+	must(t, err)
+	must(t, os.WriteFile(stranger+".sha256", fmt.Appendf(nil, "%x", sha256.Sum256(b)), 0o644))
+	o.PIDFile, o.Executable = pidfilePath(t), stranger
+	u := newAlone(t, o)
 	for i := range 10 {
 		listenAs(t, u, fmt.Sprint(i), "tcp", "127.0.0.1:0")
 	}

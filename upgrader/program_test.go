@@ -36,9 +36,11 @@ type config struct {
 	Drain     int    `json:"drain_timeout_ms,omitempty"`
 	Max       int    `json:"max_draining,omitempty"`
 	Listen    [][3]string
-	Faults    []fault `json:"faults,omitempty"`
-	Exe       string  `json:"exe,omitempty"`
-	Check     string  `json:"check,omitempty"`
+	Faults    []fault   `json:"faults,omitempty"`
+	Exe       string    `json:"exe,omitempty"`
+	Check     string    `json:"check,omitempty"`
+	Preflight string    `json:"preflight,omitempty"` // read anew when it is due
+	Swap      [2]string `json:"swap,omitempty"`      // what a preflight renames, and to what
 
 	Chdir      string `json:"chdir,omitempty"`       // after New
 	CloseStdio bool   `json:"close_stdio,omitempty"` // standard input and output, after New
@@ -122,7 +124,11 @@ func program(path string) error {
 		}
 	}
 	act("start")
-	u, err := open(c.options(log), act)
+	o := c.options(log)
+	if c.Preflight != "" {
+		o.Preflight = preflightOf(path, log)
+	}
+	u, err := open(o, act)
 	if err != nil {
 		return err
 	}

@@ -85,7 +85,8 @@ func settled(n int) (round, slack int) {
 	return n / 3, 1 << 10
 }
 
-// TestSoakUpgrades: the last of many generations holds what the second held.
+// TestSoakUpgrades: the last of many generations holds what the second held,
+// executed by its path and by its descriptor in turn.
 func TestSoakUpgrades(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -96,6 +97,7 @@ func TestSoakUpgrades(t *testing.T) {
 	round, slack := settled(n)
 	for i := range n {
 		old := s.pidfile()
+		s.config.Preflight = []string{"good", ""}[i%2]
 		if !s.upgrade() {
 			t.Fatal("upgrade failed")
 		}
@@ -117,18 +119,22 @@ func TestSoakUpgrades(t *testing.T) {
 func TestSoakFailures(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	s.config.Probation, s.config.Quiet = 1000, true
+	s.config.Probation, s.config.Quiet, s.config.Preflight = 1000, true, "good"
 	s.start()
 	pid := s.pidfile()
-	points := []string{"start", "new", "ready", "commit", "serving", "missing"}
+	points := []string{"start", "new", "ready", "commit", "serving", "missing", "preflight"}
 	var then usage
 	n := rounds(t)
 	round, slack := settled(n)
 	for i := range n {
 		point := points[i%len(points)]
-		if point == "missing" {
+		s.config.Preflight = "good"
+		switch point {
+		case "missing":
 			s.install(nil)
-		} else {
+		case "preflight":
+			s.config.Preflight = "bad"
+		default:
 			s.config.Faults = []fault{{2, point, "exit1"}}
 		}
 		if s.upgrade() {
@@ -145,7 +151,7 @@ func TestSoakFailures(t *testing.T) {
 		}
 	}
 	s.noMore(pid, then, slack)
-	s.config.Faults = nil
+	s.config.Faults, s.config.Preflight = nil, "good"
 	if !s.upgrade() {
 		t.Fatal("the good upgrade failed")
 	}

@@ -107,10 +107,11 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 	if err != nil {
 		return nil, u.attemptError(PhasePrepare, err)
 	}
-	path := u.executable.path()
-	if err := checkExecutable(path); err != nil {
+	img, err := u.image(ctx)
+	if err != nil {
 		return nil, u.attemptError(PhasePrepare, err)
 	}
+	defer img.Close() // nothing was written
 	meta, dups, err := u.sockets.duplicate()
 	if err != nil {
 		return nil, u.attemptError(PhasePrepare, err)
@@ -122,9 +123,9 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 	}
 	defer remote.Close() // the successor has its own
 
-	p, err := u.start(ctx, path, inheritance{remote, next, meta, dups})
+	p, err := u.start(ctx, img, inheritance{remote, next, meta, dups})
 	if err != nil {
-		return nil, errors.Join(u.attemptError(PhaseStart, err), local.Close())
+		return nil, errors.Join(u.attemptError(startPhase(err), err), local.Close())
 	}
 	u.reach("started")
 	if err := u.pidfile.name(p.Pid); err != nil {
@@ -133,6 +134,32 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 		return nil, errors.Join(u.attemptError(PhaseStart, err), local.Close())
 	}
 	return u.follow(p, wire.NewConn(local), meta), nil
+}
+
+// image returns what is to be executed, checked: what lies at the path, or with
+// a Preflight what lay there when it was opened.
+func (u *Upgrader) image(ctx context.Context) (*image, error) {
+	path := u.executable.path()
+	if u.options.Preflight == nil {
+		return &image{path: path}, checkExecutable(path)
+	}
+	i, err := openImage(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := u.preflight(ctx, i); err != nil {
+		return nil, errors.Join(fmt.Errorf("preflight: %w", err), i.Close())
+	}
+	return i, nil
+}
+
+// startPhase is the phase in which start has failed with err: what it would not
+// even try is not the system's refusal.
+func startPhase(err error) Phase {
+	if errors.Is(err, errChanged) || errors.Is(err, errMoved) {
+		return PhasePrepare
+	}
+	return PhaseStart
 }
 
 // inheritance is what the successor gets, in the order of its descriptors.
@@ -167,7 +194,7 @@ const (
 	busyPause   = 50 * time.Millisecond
 )
 
-func (u *Upgrader) start(ctx context.Context, path string, in inheritance) (*os.Process, error) {
+func (u *Upgrader) start(ctx context.Context, img *image, in inheritance) (*os.Process, error) {
 	extra, vars, err := in.files(u.generation + 1)
 	if err != nil {
 		return nil, err
@@ -177,16 +204,20 @@ func (u *Upgrader) start(ctx context.Context, path string, in inheritance) (*os.
 		return nil, err
 	}
 	defer closeStdio()
-	argv := append([]string{path}, u.args()...)
+	path, files := img.inherited(append(stdio, extra...))
+	argv := append([]string{img.path}, u.args()...)
 	attr := &os.ProcAttr{
 		Dir:   u.executable.dir(u.options.Dir),
 		Env:   append(withoutOurs(u.env()), vars...),
-		Files: append(stdio, extra...),
+		Files: files,
 	}
 	for range busyRetries {
+		if err := img.unchanged(); err != nil {
+			return nil, err
+		}
 		p, err := os.StartProcess(path, argv, attr)
 		if !errors.Is(err, syscall.ETXTBSY) {
-			return p, err
+			return p, img.execError(path, err)
 		}
 		select {
 		case <-time.After(busyPause):
@@ -194,7 +225,7 @@ func (u *Upgrader) start(ctx context.Context, path string, in inheritance) (*os.
 			return nil, context.Cause(ctx)
 		}
 	}
-	return nil, fmt.Errorf("%w: %s is still being written: write beside it and rename", syscall.ETXTBSY, path)
+	return nil, img.busy()
 }
 
 func (u *Upgrader) args() []string {

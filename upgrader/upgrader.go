@@ -43,7 +43,8 @@ type Options struct {
 	PIDFile string
 
 	// ReadyTimeout is how long a successor may take from hello to ready; 0:
-	// DefaultReadyTimeout. Progress starts it anew, for 10 minutes in all.
+	// DefaultReadyTimeout. Progress starts it anew, for 10 minutes in all. Before
+	// that, Preflight may take as long.
 	ReadyTimeout time.Duration
 
 	// Probation is how long this process can take the service back after the
@@ -70,6 +71,20 @@ type Options struct {
 	// as this process was invoked, made absolute by New. A symbolic link is
 	// followed at each upgrade.
 	Executable string
+
+	// Preflight, if not nil, is called at each upgrade before anything is started,
+	// in a goroutine of its own, to say whether the file may be executed. An error
+	// fails the attempt, and so do a panic and no answer in ReadyTimeout; then, and
+	// at the end of Upgrade's ctx, ctx ends. PreflightOwner, PreflightSHA256 and
+	// PreflightProgram are ready to use, Preflights combines several.
+	//
+	// What was checked is what is executed. On Linux path is that of an open
+	// descriptor, /proc/self/fd/N, good until Preflight returns, and that file is
+	// executed whatever then lies at its path; os.Readlink(path) tells its name.
+	// On other systems path is the executable's, and the attempt fails if another
+	// file has come to lie there. It fails too if the file was written to in the
+	// meantime, and if it is a script.
+	Preflight func(ctx context.Context, path string) error
 
 	// Args are the successor's arguments after argv[0], which is the executable's
 	// path; nil: those of this process.
@@ -225,6 +240,11 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 		return nil, err
 	}
 	u.generation = l.generation
+	if l.executable != "" && o.Executable == "" {
+		// A link may lead elsewhere since the file was opened: argv[0] is no claim
+		// that needs proof, the predecessor says so.
+		u.executable.file = l.executable
+	}
 	former, err := u.openPIDFiles(l)
 	if err != nil {
 		return nil, l.giveUp(err)

@@ -35,3 +35,6 @@ func Owner(os.FileInfo) (uid int, known bool) { return 0, false }
 
 // Identity returns zeros: files have no inode number here.
 func Identity(os.FileInfo) (dev, ino uint64) { return 0, 0 }
+
+// AttributesOf returns errors.ErrUnsupported.
+func AttributesOf(syscall.Conn) (Attributes, error) { return Attributes{}, errors.ErrUnsupported }
