@@ -22,7 +22,11 @@ func writeStatus(w io.Writer, s upgrader.Status, now time.Time) {
 	}
 	b.WriteByte('\n')
 	writeLast(&b, s.Last, now)
-	fmt.Fprintf(&b, "upgrades      %d done, %d failed, %d rolled back\n", s.Counters.Upgrades, s.Counters.Failures, s.Counters.Rollbacks)
+	c := s.Counters
+	fmt.Fprintf(&b, "upgrades      %d done, %d failed, %d rolled back\n", c.Upgrades, c.Failures, c.Rollbacks)
+	if c.Killed > 0 {
+		fmt.Fprintf(&b, "killed        %d that had not drained when they were ended\n", c.Killed)
+	}
 	if s.Log != "" {
 		fmt.Fprintf(&b, "log           %s\n", s.Log)
 	}

@@ -47,7 +47,7 @@ var statuses = map[string]upgrader.Status{
 		Last: &upgrader.Verdict{
 			Result: upgrader.Upgraded, PID: 4713, Ended: ago(192 * time.Second), Duration: 5213 * time.Millisecond,
 		},
-		Counters: upgrader.Counters{Upgrades: 2, Failures: 1},
+		Counters: upgrader.Counters{Upgrades: 2, Failures: 1, Killed: 1},
 		Log:      "/var/log/app.log",
 	},
 	"rolled-back": {
@@ -111,19 +111,13 @@ func TestJSONIsTheServers(t *testing.T) {
 }
 
 func TestWatchShowsWhatHasChanged(t *testing.T) {
-	encode := func(s upgrader.Status) json.RawMessage {
-		b, err := json.Marshal(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
+	sent := map[string]json.RawMessage{"first": json.RawMessage("{\n  \"a\": 1\n}"), "three": json.RawMessage(`{"a":3}`)}
 	for name, v := range map[string]view{"watch.txt": {}, "watch.json": {json: true}, "watch-terminal.txt": {terminal: true}} {
 		t.Run(name, func(t *testing.T) {
 			var b bytes.Buffer
 			v.out, v.now = &b, func() time.Time { return now }
 			for _, name := range []string{"first", "first", "three"} {
-				if err := v.update(statuses[name], encode(statuses[name])); err != nil {
+				if err := v.update(statuses[name], sent[name]); err != nil {
 					t.Fatal(err)
 				}
 			}
