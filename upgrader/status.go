@@ -228,7 +228,12 @@ func (r *run) judge(v Verdict) {
 func failedVerdict(result Result, a *attempt, err error) Verdict {
 	v := Verdict{Result: result, Phase: a.phase, Reason: err.Error(), Text: a.text, Duration: time.Since(a.begun)}
 	if e := (*SuccessorError)(nil); errors.As(err, &e) {
-		v.Phase, v.PID, v.Text = e.Phase, e.PID, e.Text
+		v.Phase, v.PID, v.Text, v.Reason = e.Phase, e.PID, e.Text, e.Err.Error()
+		if e.State != nil {
+			v.Reason += fmt.Sprintf(" (%v)", e.State)
+		}
+	} else if a.successor != nil {
+		v.PID = a.pid
 	}
 	return v
 }
