@@ -131,16 +131,17 @@ func TestControlledUpgradeAnswersWithTheVerdict(t *testing.T) {
 
 func TestControlledUpgradeThatFails(t *testing.T) {
 	t.Parallel()
-	s := controlled(t).start()
+	s := controlled(t)
+	s.config.Probation = 20_000
+	s.start()
 	old := s.pidfile()
 	for point, want := range map[string]struct{ result, text string }{
-		"start":   {wire.ResultFailed, "hello"},
-		"new":     {wire.ResultFailed, "ready"},
-		"open":    {wire.ResultFailed, "commit"},
-		"ran 0s":  {wire.ResultRolledBack, "probation"},
-		"serving": {wire.ResultRolledBack, "probation"},
+		"start":      {wire.ResultFailed, "hello"},
+		"new":        {wire.ResultFailed, "ready"},
+		"open":       {wire.ResultFailed, "commit"},
+		"ran 1000ms": {wire.ResultRolledBack, "probation"},
+		"serving":    {wire.ResultRolledBack, "probation"},
 	} {
-		s.config.Probation = 5000
 		s.config.Faults = []fault{{2, point, "exit1"}}
 		s.configure()
 		r := call(t, s.config.Control, wire.VerbUpgrade)

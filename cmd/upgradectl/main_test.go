@@ -193,6 +193,9 @@ func TestExamplesAreUnderstood(t *testing.T) {
 	dir := t.TempDir()
 	all(newRoot(io.Discard, io.Discard).Command, func(c *cobra.Command) {
 		for line := range strings.Lines(c.Example) {
+			if text := strings.TrimSpace(line); text == "" || strings.HasPrefix(text, "#") {
+				continue
+			}
 			_, rest, _ := strings.Cut(line, "upgradectl ")
 			rest, _, _ = strings.Cut(rest, "|")
 			rest, _, _ = strings.Cut(rest, "&")

@@ -58,9 +58,8 @@ its control socket could not be reached at the start, 5 for wrong usage.`
 const examples = `  # while you deploy, until you press Ctrl-C
   upgradectl probe -duration 0 http://127.0.0.1:8080/
 
-  # reads and writes, 500 a second, and a picture of it
-  upgradectl probe -rate 500 -body '{"n":1}' -header 'Content-Type: application/json' -plot deploy.svg \
-      http://127.0.0.1:8080/ POST http://127.0.0.1:8080/items
+  # writes, 500 a second, and a picture of it
+  upgradectl probe -rate 500 -body {} -plot deploy.svg POST http://127.0.0.1:8080/items
 
   # HTTP/2 over TLS with a certificate that nobody knows; only 200 will do
   upgradectl probe -h2 -insecure -expect 200 https://127.0.0.1:8443/
