@@ -24,9 +24,11 @@ func (s *Server) configure() {
 	s.born = time.Now().Add(-1) // no moment is 0
 	s.began = make(chan struct{})
 	s.over = make(chan struct{})
+	s.mu.Lock() // Stats does not set up, and may be under way
 	s.listeners = make(map[*listener]struct{})
 	s.conns = make(map[*conn]struct{})
 	s.foreign = make(map[net.Conn]*conn)
+	s.mu.Unlock()
 
 	s.http1 = s.newHTTP1()
 	s.plain = s.http1

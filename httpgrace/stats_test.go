@@ -93,3 +93,17 @@ func TestHijackedConnectionsAreClosedAtTheLimit(t *testing.T) {
 		}
 	})
 }
+
+// TestStatsBeforeTheServerServes: whoever counts connections for a status does
+// not know whether it does yet.
+func TestStatsBeforeTheServerServes(t *testing.T) {
+	s := &Server{Server: &http.Server{Handler: http.NotFoundHandler()}}
+	asked := make(chan Stats)
+	go func() { asked <- s.Stats() }()
+	if err := s.Shutdown(t.Context()); err != nil { // it sets up
+		t.Error(err)
+	}
+	if st := <-asked; st != (Stats{}) {
+		t.Errorf("%+v", st)
+	}
+}

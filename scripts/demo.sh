@@ -63,7 +63,7 @@ clean_up() {
 # deploy FILE EXPECTED says how it went if it went otherwise.
 deploy() {
 	echo mark >&3
-	DEPLOY_TIMEOUT=60 "$scripts/deploy.sh" "$1" "$dir/demo" "$dir/app.pid" >"$dir/deploy.log" 2>&1
+	UPGRADECTL="$dir/upgradectl" DEPLOY_TIMEOUT=60 "$scripts/deploy.sh" "$1" "$dir/demo" "$dir/app.pid" >"$dir/deploy.log" 2>&1
 	code=$?
 	[ $code = "$2" ] || die "deploy.sh ended with $code, want $2: $(cat "$dir/deploy.log")"
 }

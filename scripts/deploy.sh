@@ -1,15 +1,20 @@
 #!/bin/sh
-# Puts a new binary in the place of the running one, asks the server to replace
-# itself, waits for the verdict, and puts the old binary back if it failed.
+# Puts a new binary in the place of the running one, lets upgradectl upgrade the
+# server, and puts the old binary back unless that was a success.
 
 usage() {
 	cat <<'END'
 Usage: deploy.sh NEW TARGET PIDFILE
+       deploy.sh [-socket PATH] NEW TARGET
 
 Puts a copy of the binary NEW in the place of TARGET, by rename, with TARGET's
-owner and mode. Tells the server that PIDFILE names to replace itself (SIGUSR1),
-and waits until the new process has come through its probation. If it does not,
-TARGET is the old binary again. After a success TARGET.old is the old binary.
+owner and mode. Then upgradectl tells the server to replace itself, and waits
+until the new process has come through its probation. If it does not, TARGET is
+the old binary again. After a success TARGET.old is the old binary.
+
+The server is the one that PIDFILE names, or that has opened the control socket
+PATH, which UPGRADECTL_SOCKET names where neither is given. Only a control
+socket can tell why an upgrade failed.
 
 Exit codes:
   0  deployed: the new process serves
@@ -17,14 +22,19 @@ Exit codes:
   2  busy: another deploy or upgrade is under way; nothing was done
   3  rolled back: the new process served, and failed in its probation; the old
      process serves again, and TARGET is the old binary
-  4  no server: PIDFILE is missing, unreadable or stale, or the server ended
-  5  wrong usage
+  4  no server: PIDFILE is missing, unreadable or stale, nobody answers on the
+     control socket, or the server ended
+  5  wrong usage, or no upgradectl
 
 Environment:
-  DEPLOY_TIMEOUT  seconds to wait for the verdict (90). It must be more than
-                  the server's time to get ready and its probation together.
+  DEPLOY_TIMEOUT     seconds to wait for the verdict (90). It must be more than
+                     the server's time to get ready and its probation together.
+  UPGRADECTL         upgradectl's path; else it is bin/upgradectl beside this
+                     script's directory, or in PATH
+  UPGRADECTL_SOCKET  the control socket
 
-Example:
+Examples:
+  deploy.sh -socket /run/demo/control build/demo /srv/demo/demo
   deploy.sh build/demo /srv/demo/demo /run/demo.pid || journalctl -u demo -n 20
 END
 }
@@ -34,10 +44,7 @@ say() { echo "deploy: $*" >&2; }
 # finish CODE TEXT is the only way out once something was begun.
 finish() {
 	trap '' HUP INT TERM
-	rm -f -- "$copy" "$stamp"
-	if [ -n "$progressing" ]; then
-		printf '\r\033[K' >&2
-	fi
+	rm -f -- "$copy"
 	code=$1
 	shift
 	say "$*"
@@ -68,24 +75,18 @@ retire() {
 	rm -f -- "$target.old" && mv -f -- "$keep" "$target.old"
 }
 
+# shellcheck disable=SC2317 # it is called by trap
 interrupted() {
-	if [ -n "$signalled" ]; then
-		retire
-		finish 1 "interrupted: the upgrade goes on; $target is the new binary, $target.old the old one"
+	trap '' HUP INT TERM
+	if [ -z "$asked" ]; then
+		fail 1 "interrupted: nothing was changed"
 	fi
-	fail 1 "interrupted: nothing was changed"
-}
-
-# progress SECONDS TEXT replaces its last line on a terminal. Elsewhere one
-# line in ten seconds is enough.
-progress() {
-	if [ -t 2 ]; then
-		progressing=yes
-		printf '\rdeploy: %d s: %s\033[K' "$1" "$2" >&2
-	elif [ "$1" -ge "$report_at" ]; then
-		report_at=$(($1 + 10))
-		say "$1 s: $2"
+	if [ -n "$!" ]; then
+		kill "$!" 2>/dev/null
+		wait "$!"
 	fi
+	retire
+	finish 1 "interrupted: the upgrade goes on, if it had begun; $target is the new binary, $target.old the old one"
 }
 
 # inode prints the number of a file's inode, following links.
@@ -94,27 +95,43 @@ inode() {
 	ls -diL -- "$1" 2>/dev/null | awk 'NR == 1 { print $1 }'
 }
 
-alive() { kill -0 "$1" 2>/dev/null; }
-
-# named prints the pid in the pidfile, if it is one.
-named() {
-	pid=''
-	read -r pid _ <"$pidfile" || [ -n "$pid" ] || return 1
-	case $pid in
-	'' | 0* | *[!0-9]*) return 1 ;;
-	esac
-	echo "$pid"
-} 2>/dev/null
-
-# lock FD takes a lock that lasts as long as this script.
-lock() {
-	! command -v flock >/dev/null || flock -n "$1"
+# find_upgradectl prints its path.
+find_upgradectl() {
+	if [ -n "$UPGRADECTL" ]; then
+		command -v -- "$UPGRADECTL"
+	elif [ -x "$repository/bin/upgradectl" ]; then
+		echo "$repository/bin/upgradectl"
+	else
+		command -v upgradectl
+	fi
 }
 
-# held reports that somebody has locked the pidfile, as its server has for
-# life. A pid that nobody vouches for may be a stranger's by now.
-held() {
-	! command -v flock >/dev/null || ! flock -ns "$pidfile" true
+# ask ARGUMENT… asks the server.
+ask() { "$upgradectl" "$by" "$server" "$@"; }
+
+# own_state prints the state of the process that has sent this status.
+own_state() {
+	awk -F '"' '/^ *"self": true/ { self = 1 } self && /^ *"state": / { print $4; exit }'
+}
+
+# busy reports that an upgrade is under way. Whoever begins one after this has
+# looked is noticed by upgradectl; but what it starts may be the new binary.
+busy() {
+	case $by in
+	-pidfile)
+		side=$(dirname -- "$server")/.$(basename -- "$server")
+		[ -e "$side.next" ] || [ -e "$side.prev" ]
+		;;
+	*)
+		status=$(ask status -json) || finish 4 "no server; nothing was changed"
+		[ "$(echo "$status" | own_state)" != serving ]
+		;;
+	esac
+}
+
+# lock FD takes a lock that lasts as long as this script and its upgradectl.
+lock() {
+	! command -v flock >/dev/null || flock -n "$1"
 }
 
 # swap puts a complete copy in the target's place. The target is never missing,
@@ -130,50 +147,44 @@ swap() {
 		ln -- "$target" "$keep" && mv -f -- "$copy" "$target"
 }
 
-# verdict prints what the pidfile says. Its inode changes when the new process
-# is committed, and comes back when it is rolled back, which is possible as
-# long as .BASE.prev is there. An attempt that ended without a new process
-# gives the old file a new time. Each is looked at twice, because the process
-# does not wait between two looks.
-verdict() {
-	now=$(inode "$pidfile")
-	if [ "$now" = "$before" ]; then
-		if [ -n "$(find "$pidfile" -newer "$stamp" 2>/dev/null)" ] && [ "$(inode "$pidfile")" = "$now" ]; then
-			echo failed
-		fi
-	elif [ -n "$now" ]; then
-		if [ ! -e "$prev" ] && [ "$(inode "$pidfile")" = "$now" ] && alive "$(named)"; then
-			echo deployed
-		else
-			echo committed
-		fi
-	fi
-}
-
-# ended reports that there is no server, and nobody who is about to be one.
-ended() { ! alive "$old" && ! alive "$(named)" && [ ! -e "$next" ]; }
-
+by='' server=''
 case $1 in
 -h | --help)
 	usage
 	exit 0
 	;;
+-socket | --socket)
+	by=-socket server=$2
+	shift
+	[ $# = 0 ] || shift
+	;;
 esac
-if [ $# != 3 ]; then
+if [ -z "$by" ] && [ $# = 3 ]; then
+	by=-pidfile server=$3
+elif [ -z "$by" ]; then
+	by=-socket server=$UPGRADECTL_SOCKET
+fi
+case $by$# in
+-pidfile3 | -socket2) ;;
+*) server='' ;;
+esac
+if [ -z "$server" ]; then
 	usage >&2
 	exit 5
 fi
-new=$1 target=$2 pidfile=$3 limit=${DEPLOY_TIMEOUT:-90}
+new=$1 target=$2 limit=${DEPLOY_TIMEOUT:-90}
 case $limit in
-*[!0-9]*)
+*[!0-9]* | 0)
 	say "DEPLOY_TIMEOUT=$limit: want a number of seconds"
 	exit 5
 	;;
 esac
-next=$(dirname -- "$pidfile")/.$(basename -- "$pidfile").next
-prev=${next%.next}.prev
-copy=$target.new.$$ keep=$target.old.$$
-progressing='' signalled='' stamp='' report_at=1
+repository=$(dirname -- "$0")/..
+if ! upgradectl=$(find_upgradectl); then
+	say "no upgradectl${UPGRADECTL:+ at $UPGRADECTL}: build it with go build -C $repository/cmd/upgradectl -o ../../bin/ . or name one in UPGRADECTL"
+	exit 5
+fi
+copy=$target.new.$$ keep=$target.old.$$ asked=''
 trap interrupted HUP INT TERM
 
 for file in "$new" "$target"; do
@@ -182,59 +193,33 @@ for file in "$new" "$target"; do
 	fi
 done
 if [ -L "$target" ]; then
-	finish 1 "$target is a symbolic link: name the file that it points to, or flip the link and send SIGUSR1"
+	finish 1 "$target is a symbolic link: name the file that it points to, or flip the link and run upgradectl upgrade"
 fi
-
-old=$(named) || finish 4 "no server: $pidfile does not name one"
-alive "$old" || finish 4 "no server: process $old, which $pidfile names, has ended, or is not ours"
-held || finish 4 "no server: $pidfile is stale: process $old does not hold it"
 
 exec 8<"$target"
 if ! lock 8 || [ "$(inode /dev/fd/8)" != "$(inode "$target")" ]; then
 	finish 2 "busy: another deploy of $target is under way"
 fi
-if [ -e "$next" ] || [ -e "$prev" ]; then
-	finish 2 "busy: an upgrade of process $old is under way"
-fi
-
-before=$(inode "$pidfile")
-if ! stamp=$(mktemp) || ! touch -r "$pidfile" "$stamp"; then
-	finish 1 "cannot write a temporary file; nothing was changed"
+if busy; then
+	finish 2 "busy: an upgrade is under way; nothing was changed"
 fi
 swap || fail 1 "cannot copy $new to $target; nothing was changed"
-# Not both at once: an interruption in between must not put the old file back.
-signalled=yes
-kill -USR1 "$old" || fail 4 "no server: process $old cannot be signalled; $target is the old binary"
 
-start=$(date +%s) committed='' phase="process $old prepares the new one"
-while :; do
-	elapsed=$(($(date +%s) - start))
-	# Asked before the verdict: what ends in between is seen the next time.
-	if ended; then gone=yes; else gone=''; fi
-	case $(verdict) in
-	deployed)
-		retire
-		finish 0 "deployed: process $(named) has replaced process $old; $target.old is the old binary"
-		;;
-	failed)
-		if [ -n "$committed" ]; then
-			fail 3 "rolled back: process $old serves again; $target is the old binary; the server's log has the reason"
-		fi
-		fail 1 "failed: process $old serves on; $target is the old binary; the server's log has the reason"
-		;;
-	committed)
-		committed=yes
-		phase="process $(named) serves, on probation"
-		;;
-	esac
-	if [ -n "$gone" ]; then
-		fail 4 "no server: process $old has ended without a successor; $target is the old binary"
-	fi
-	if [ "$elapsed" -ge "$limit" ]; then
-		fail 1 "no verdict in $limit s (DEPLOY_TIMEOUT); $target is the old binary"
-	fi
-	if [ "$elapsed" -ge 1 ]; then
-		progress "$elapsed" "$phase"
-	fi
-	sleep 0.05
-done
+# Not after ask: an interruption in between must not put the old file back. The
+# shell hears of a signal while it waits, but not while it runs a command.
+asked=yes
+ask upgrade -timeout "${limit}s" >&2 &
+wait "$!"
+code=$?
+case $code in
+0)
+	retire
+	finish 0 "deployed: $target is the new binary, $target.old the old one"
+	;;
+1) fail 1 "failed: $target is the old binary" ;;
+2) fail 2 "busy: $target is the old binary" ;;
+3) fail 3 "rolled back: $target is the old binary" ;;
+4) fail 4 "no server: $target is the old binary" ;;
+5) fail 5 "$upgradectl does not understand deploy.sh: are they of one version? $target is the old binary" ;;
+*) fail 1 "no verdict, upgradectl has ended with $code; $target is the old binary" ;;
+esac

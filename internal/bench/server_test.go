@@ -85,7 +85,9 @@ type server struct {
 // newServer starts a demo with so many listeners. Its probation does not end:
 // each upgrade is rolled back, so that the next one finds the same process,
 // with the same memory and the same connections.
-func newServer(b *testing.B, pidDir string, listeners int) *server {
+//
+// Further flags are for the demo, and not for what is started alone.
+func newServer(b *testing.B, pidDir string, listeners int, further ...string) *server {
 	b.Helper()
 	s := &server{b: b, pidfile: filepath.Join(pidDir, "old.pid")}
 	s.alone.address = freeAddress(b)
@@ -97,7 +99,7 @@ func newServer(b *testing.B, pidDir string, listeners int) *server {
 		}
 		return f
 	}
-	s.Server = proctest.Start(b, proctest.Demo(b, "bench"), flags("127.0.0.1:0", s.pidfile)...)
+	s.Server = proctest.Start(b, proctest.Demo(b, "bench"), append(flags("127.0.0.1:0", s.pidfile), further...)...)
 	s.address = s.Addr("http-0")
 	s.alone.starter = start(b, "starter", append([]string{s.Path}, flags(s.alone.address, s.alone.pidfile)...)...)
 	return s
@@ -125,10 +127,17 @@ const rest = 10 * time.Millisecond
 // ends the successor.
 func (s *server) upgrade() time.Duration {
 	s.b.Helper()
+	return s.upgradeBy(func() { s.Signal(s.First.Pid, syscall.SIGUSR1) })
+}
+
+// upgradeBy returns the time from the call of trigger to the successor's first
+// answer, and ends the successor.
+func (s *server) upgradeBy(trigger func()) time.Duration {
+	s.b.Helper()
 	time.Sleep(rest)
 	before, old := s.Now(), s.First.Pid
 	begun := time.Now()
-	s.Signal(old, syscall.SIGUSR1)
+	trigger()
 	pid, at := firstAnswer(s.b, s.address, old)
 	s.Signal(pid, syscall.SIGKILL)
 	s.After(before, proctest.Changed(old, "serving"))

@@ -15,6 +15,9 @@ const (
 	DemoPackage   = "github.com/go-handover/handover/cmd/demo"
 	PlainPackage  = "github.com/go-handover/handover/internal/proctest/plain"
 	FaultyPackage = "github.com/go-handover/handover/internal/proctest/faulty"
+
+	module            = "github.com/go-handover/handover"
+	upgradectlPackage = module + "/cmd/upgradectl"
 )
 
 // Dir is where go build runs; empty: where the test does. The test of another
@@ -33,6 +36,11 @@ var builds struct {
 // rename and replace it.
 func Build(t testing.TB, pkg string, flags ...string) string {
 	t.Helper()
+	return buildIn(t, Dir, pkg, flags...)
+}
+
+func buildIn(t testing.TB, dir, pkg string, flags ...string) string {
+	t.Helper()
 	builds.mu.Lock()
 	defer builds.mu.Unlock()
 	path := filepath.Join(t.TempDir(), filepath.Base(pkg))
@@ -45,7 +53,7 @@ func Build(t testing.TB, pkg string, flags ...string) string {
 	}
 	args := append([]string{"build", "-o", path}, flags...)
 	cmd := exec.CommandContext(t.Context(), "go", append(args, pkg)...)
-	cmd.Dir = Dir
+	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
 	}
@@ -86,4 +94,14 @@ func Plain(t testing.TB, version string, flags ...string) string {
 func Faulty(t testing.TB, fault string) string {
 	t.Helper()
 	return Build(t, FaultyPackage, "-ldflags=-X main.fault="+fault)
+}
+
+// Upgradectl builds cmd/upgradectl, which is a module of its own.
+func Upgradectl(t testing.TB) string {
+	t.Helper()
+	root, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return buildIn(t, filepath.Join(strings.TrimSpace(string(root)), "cmd", "upgradectl"), upgradectlPackage)
 }

@@ -20,10 +20,15 @@ import (
 // deploy starts scripts/deploy.sh.
 func deploy(t *testing.T, env string, args ...string) *exec.Cmd {
 	t.Helper()
+	return deployBy(t, Upgradectl(t), env, args...)
+}
+
+func deployBy(t *testing.T, upgradectl, env string, args ...string) *exec.Cmd {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, "../../scripts/deploy.sh", args...)
-	cmd.Env = append(os.Environ(), env)
+	cmd.Env = append(os.Environ(), "UPGRADECTL="+upgradectl, env)
 	cmd.Stderr = new(strings.Builder)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -115,47 +120,105 @@ func TestDeploySwapsTheBinary(t *testing.T) {
 	}
 }
 
+// Only a control socket can tell the reason, in the successor's own words.
 func TestDeployPutsBackWhatFails(t *testing.T) {
 	for _, test := range []struct {
-		name string
-		new  func(*testing.T) string
-		code int
-		text string
+		name   string
+		new    func(*testing.T) string
+		code   int
+		text   string // with a pidfile
+		reason string // with a control socket
 	}{
-		{"missing", func(t *testing.T) string { return filepath.Join(t.TempDir(), "missing") }, 1, "missing is missing"},
-		{"empty", func(t *testing.T) string { return script(t, "") }, 1, "empty"},
-		{"garbage", func(t *testing.T) string { return script(t, "garbage") }, 1, "failed: process"},
-		{"exits 1", func(t *testing.T) string { return script(t, "#!/bin/sh\nexit 1\n") }, 1, "failed: process"},
-		{"crashes before it is ready", func(t *testing.T) string { return Faulty(t, "crash-before-ready") }, 1, "failed: process"},
-		{"crashes on probation", func(t *testing.T) string { return Faulty(t, "crash-after-ready:1s") }, 3, "rolled back: process"},
+		{"missing", func(t *testing.T) string { return filepath.Join(t.TempDir(), "missing") }, 1, "missing is missing", "missing is missing"},
+		{"empty", func(t *testing.T) string { return script(t, "") }, 1, "empty", "empty"},
+		{"garbage", func(t *testing.T) string { return script(t, "garbage") }, 1, "failed: process", "exec format error"},
+		{"exits 1", func(t *testing.T) string { return script(t, "#!/bin/sh\nexit 1\n") }, 1, "failed: process", "exit status 1"},
+		{"fails, and says why", func(t *testing.T) string { return Faulty(t, "fail-before-ready") }, 1, "failed: process", "it said    as told: fail-before-ready"},
+		{"crashes before it is ready", func(t *testing.T) string { return Faulty(t, "crash-before-ready") }, 1, "failed: process", "failed in phase ready"},
+		{"crashes on probation", func(t *testing.T) string { return Faulty(t, "crash-after-ready:1s") }, 3, "rolled back: process", "rolled back in phase probation"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := Start(t, Demo(t, "v1"), "-probation", "2s")
+			s, socket := startControlled(t, "-probation", "2s")
 			pid, was := s.PID(), digest(t, s.Path)
-			expect(t, deploy(t, "", test.new(t), s.Path, s.PIDFile), test.code, test.text)
-			unchanged(t, s, was)
-			if s.PID() != pid {
-				t.Errorf("process %d serves, was %d", s.PID(), pid)
+			back := func() {
+				t.Helper()
+				unchanged(t, s, was)
+				if s.PID() != pid {
+					t.Errorf("process %d serves, was %d", s.PID(), pid)
+				}
+				get(t, s.Target("http-0"))
 			}
-			get(t, s.Target("http-0"))
+			expect(t, deploy(t, "", test.new(t), s.Path, s.PIDFile), test.code, test.text)
+			back()
+			expect(t, deploy(t, "", "-socket", socket, test.new(t), s.Path), test.code, test.reason)
+			back()
 		})
 	}
 }
 
+// startControlled starts a demo with a control socket.
+func startControlled(t *testing.T, args ...string) (s *Server, socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "control")
+	return Start(t, Demo(t, "v1"), append([]string{"-control", socket}, args...)...), socket
+}
+
+func TestDeployThroughTheControlSocket(t *testing.T) {
+	s, socket := startControlled(t, "-probation", "300ms")
+	expect(t, deploy(t, "", "-socket", socket, Demo(t, "v2"), s.Path), 0, "probation  it serves; process")
+	if got := get(t, s.Target("http-0")); !strings.Contains(got, "generation=2 version=v2") {
+		t.Errorf("the server is %s", got)
+	}
+	left(t, s, "demo", "demo.old")
+	expect(t, deploy(t, "UPGRADECTL_SOCKET="+socket, s.Path+".old", s.Path), 0, "has replaced process")
+	if got := get(t, s.Target("http-0")); !strings.Contains(got, "generation=3 version=v1") {
+		t.Errorf("the server is %s", got)
+	}
+}
+
+func TestDeployThatAnOperatorTakesBack(t *testing.T) {
+	s, socket := startControlled(t, "-probation", "1m")
+	was := digest(t, s.Path)
+	cmd := deploy(t, "", "-socket", socket, Demo(t, "v2"), s.Path)
+	s.Wait(Changed(s.PID(), "probation"))
+	rollback := exec.CommandContext(t.Context(), Upgradectl(t), "-socket", socket, "rollback")
+	if out, err := rollback.CombinedOutput(); err != nil {
+		t.Errorf("rollback: %v\n%s", err, out)
+	}
+	expect(t, cmd, 3, "an operator asked for it")
+	unchanged(t, s, was)
+}
+
 func TestDeployIsRefusedWhileAnUpgradeIsUnderWay(t *testing.T) {
-	s := Start(t, Demo(t, "v1"), "-probation", "1s", "-ready-delay", "1s")
+	s, socket := startControlled(t, "-probation", "2s", "-ready-delay", "2s")
 	was := digest(t, s.Path)
 	v2 := Demo(t, "v2")
 	pid := s.PID()
 	s.Signal(pid, syscall.SIGUSR1)
 	for _, state := range []string{"upgrading", "probation"} {
 		s.Wait(Changed(pid, state))
-		expect(t, deploy(t, "", v2, s.Path, s.PIDFile), 2, "an upgrade of process")
+		expect(t, deploy(t, "", v2, s.Path, s.PIDFile), 2, "an upgrade is under way")
+		expect(t, deploy(t, "", "-socket", socket, v2, s.Path), 2, "an upgrade is under way")
 		unchanged(t, s, was)
 	}
 	s.Wait(Changed(pid, "draining"))
 	s.Wait(Reached(2, "serving"))
 	expect(t, deploy(t, "", v2, s.Path, s.PIDFile), 0, "has replaced process")
+}
+
+// What begins between the last look and the request is noticed by upgradectl.
+func TestDeployThatIsOvertaken(t *testing.T) {
+	for code, text := range map[int]string{2: "busy: ", 4: "no server: ", 5: "are they of one version?", 9: "no verdict"} {
+		target := Demo(t, "v1")
+		was := digest(t, target)
+		tool := script(t, fmt.Sprintf("#!/bin/sh\nexit %d\n", code))
+		want := code
+		if code == 9 {
+			want = 1
+		}
+		expect(t, deployBy(t, tool, "", Demo(t, "v2"), target, filepath.Join(t.TempDir(), "app.pid")), want, text)
+		unchanged(t, &Server{Path: target}, was)
+	}
 }
 
 func TestSecondDeployIsBusy(t *testing.T) {
@@ -197,10 +260,10 @@ func TestDeployWithoutAServer(t *testing.T) {
 	defer stranger.Process.Kill()
 
 	for name, test := range map[string]struct{ file, text string }{
-		"missing":  {filepath.Join(t.TempDir(), "none"), "does not name one"},
-		"empty":    {pidfile(""), "does not name one"},
-		"garbage":  {pidfile("-1\n"), "does not name one"},
-		"ended":    {pidfile(strconv.Itoa(ended.Process.Pid)), "has ended"},
+		"missing":  {filepath.Join(t.TempDir(), "none"), "no such file"},
+		"empty":    {pidfile(""), "is not a pid"},
+		"garbage":  {pidfile("-1\n"), "is not a pid"},
+		"ended":    {pidfile(strconv.Itoa(ended.Process.Pid)), "is stale"},
 		"stranger": {pidfile(strconv.Itoa(stranger.Process.Pid)), "is stale"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -208,20 +271,31 @@ func TestDeployWithoutAServer(t *testing.T) {
 			unchanged(t, &Server{Path: v1}, was)
 		})
 	}
+	t.Run("no control socket", func(t *testing.T) {
+		expect(t, deploy(t, "", "-socket", filepath.Join(t.TempDir(), "none"), v2, v1), 4, "no server has opened it")
+		unchanged(t, &Server{Path: v1}, was)
+	})
 	if err := stranger.Process.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("the stranger was harmed: %v", err)
 	}
 }
 
 func TestDeployNoticesThatTheServerEnds(t *testing.T) {
-	s := Start(t, Demo(t, "v1"))
-	was := digest(t, s.Path)
-	cmd := deploy(t, "", Faulty(t, "hang-before-ready"), s.Path, s.PIDFile)
-	s.Wait(Reached(1, "upgrading"))
-	s.Signal(s.PID(), syscall.SIGTERM)
-	expect(t, cmd, 4, "has ended without a successor")
-	unchanged(t, s, was)
-	s.WaitGone()
+	hang := Faulty(t, "hang-before-ready")
+	for _, bySocket := range []bool{false, true} {
+		s, socket := startControlled(t)
+		was := digest(t, s.Path)
+		args, text := []string{hang, s.Path, s.PIDFile}, "has ended without a successor"
+		if bySocket {
+			args, text = []string{"-socket", socket, hang, s.Path}, "the process that was asked is not the server any more"
+		}
+		cmd := deploy(t, "", args...)
+		s.Wait(Reached(1, "upgrading"))
+		s.Signal(s.PID(), syscall.SIGTERM)
+		expect(t, cmd, 4, text)
+		unchanged(t, s, was)
+		s.WaitGone()
+	}
 }
 
 func TestDeployGivesUpWithoutAVerdict(t *testing.T) {
@@ -229,11 +303,11 @@ func TestDeployGivesUpWithoutAVerdict(t *testing.T) {
 	was := digest(t, s.Path)
 	begun := time.Now()
 	cmd := deploy(t, "DEPLOY_TIMEOUT=2", Faulty(t, "hang-before-ready"), s.Path, s.PIDFile)
-	expect(t, cmd, 1, "no verdict in 2 s")
+	expect(t, cmd, 1, "no verdict in time")
 	if d := time.Since(begun); d < time.Second || d > 10*time.Second {
 		t.Errorf("after %v", d)
 	}
-	if said := cmd.Stderr.(*strings.Builder).String(); !strings.Contains(said, "1 s: process") {
+	if said := cmd.Stderr.(*strings.Builder).String(); !strings.Contains(said, "1 s: prepare: process") {
 		t.Errorf("no progress is shown: %q", said)
 	}
 	unchanged(t, s, was)
@@ -294,10 +368,16 @@ func slowTool(t *testing.T, tool string) (env string, reached func()) {
 }
 
 func TestDeployUsage(t *testing.T) {
-	for _, args := range [][]string{nil, {"a"}, {"a", "b", "c", "d"}} {
-		expect(t, deploy(t, "", args...), 5, "Usage: deploy.sh NEW TARGET PIDFILE")
+	for _, args := range [][]string{
+		nil, {"a"}, {"a", "b"}, {"a", "b", "c", "d"},
+		{"-socket"}, {"-socket", "s"}, {"-socket", "s", "a"}, {"-socket", "", "a", "b"}, {"-socket", "s", "a", "b", "c"},
+	} {
+		expect(t, deploy(t, "UPGRADECTL_SOCKET=", args...), 5, "Usage: deploy.sh NEW TARGET PIDFILE")
 	}
-	expect(t, deploy(t, "DEPLOY_TIMEOUT=1m", "a", "b", "c"), 5, "want a number of seconds")
+	for _, limit := range []string{"1m", "0", "-1"} {
+		expect(t, deploy(t, "DEPLOY_TIMEOUT="+limit, "a", "b", "c"), 5, "want a number of seconds")
+	}
+	expect(t, deployBy(t, "/none/upgradectl", "", "a", "b", "c"), 5, "no upgradectl at /none/upgradectl: build it with go build -C")
 	help, err := exec.CommandContext(t.Context(), "../../scripts/deploy.sh", "-h").Output()
 	if err != nil || !strings.HasPrefix(string(help), "Usage: ") {
 		t.Errorf("-h: %v\n%s", err, help)

@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -25,7 +26,8 @@ import (
 // fault is WHEN, or WHEN:DURATION. The moments at which it panics are
 // crash-at-once, crash-before-ready and crash-after-ready; those from which on
 // it does nothing more are hang-at-once, hang-before-ready and
-// hang-after-ready, the last without accepting anything.
+// hang-after-ready, the last without accepting anything. With fail-before-ready
+// it says why, and exits.
 var fault string
 
 func main() {
@@ -76,6 +78,11 @@ func run(args []string) error {
 		go func() { _ = srv.Serve(ln) }() // it will be cut off anyway
 	}
 	at("before-ready")
+	if fault == "fail-before-ready" {
+		err := errors.New("as told: " + fault)
+		up.Fail(err)
+		return err
+	}
 	if err := up.Ready(); err != nil {
 		return err
 	}
