@@ -369,8 +369,15 @@ func slowTool(t *testing.T, tool string) (env string, reached func()) {
 
 func TestDeployUsage(t *testing.T) {
 	for _, args := range [][]string{
-		nil, {"a"}, {"a", "b"}, {"a", "b", "c", "d"},
-		{"-socket"}, {"-socket", "s"}, {"-socket", "s", "a"}, {"-socket", "", "a", "b"}, {"-socket", "s", "a", "b", "c"},
+		nil,
+		{"a"},
+		{"a", "b"},
+		{"a", "b", "c", "d"},
+		{"-socket"},
+		{"-socket", "s"},
+		{"-socket", "s", "a"},
+		{"-socket", "", "a", "b"},
+		{"-socket", "s", "a", "b", "c"},
 	} {
 		expect(t, deploy(t, "UPGRADECTL_SOCKET=", args...), 5, "Usage: deploy.sh NEW TARGET PIDFILE")
 	}
