@@ -311,7 +311,7 @@ func TestAlertsAreOnMetricsThatExist(t *testing.T) {
 			if !exported || label != "" && !strings.Contains(described, `"`+label+`"`) {
 				t.Errorf("%s: there is no metric %s with %q", m[1], name, label)
 			}
-			for _, value := range strings.SplitSeq(metric[3], "|") {
+			for value := range strings.SplitSeq(metric[3], "|") {
 				if label != "" && !slices.Contains(values, value) {
 					t.Errorf("%s: %q is never a %s", m[1], value, label)
 				}
