@@ -608,6 +608,9 @@ func TestOverduePredecessorIsKilled(t *testing.T) {
 		time.Sleep(time.Minute + hurryTimeout)
 		p.wantState(serving)
 		p.wantAt(time.Second+time.Minute+hurryTimeout, overdue)
+		if got := p.Status().Counters.Killed; got != 1 {
+			t.Errorf("%d generations are counted as killed", got)
+		}
 		state, err := old.Wait()
 		if err != nil || state.Success() {
 			t.Errorf("the predecessor ended with %v, %v", state, err)

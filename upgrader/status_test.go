@@ -208,6 +208,25 @@ func TestEventsOfAnUpgrade(t *testing.T) {
 	})
 }
 
+// OnEvent is told everything in order, from one goroutine, which ends.
+func TestOnEventIsTold(t *testing.T) {
+	told := make(chan Event, followerRoom)
+	u, err := New(Options{OnEvent: func(e Event) { told <- e }})
+	must(t, err)
+	must(t, u.Ready())
+	u.Stop()
+	for _, want := range []string{"serving", "stopped"} {
+		select {
+		case e := <-told:
+			if e.Kind != EventState || e.To != want {
+				t.Errorf("%+v, want %s", e, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("not told of %s", want)
+		}
+	}
+}
+
 // Who does not keep up holds nobody up, and hears no more.
 func TestSlowFollowerIsLeftBehind(t *testing.T) {
 	var b bus
