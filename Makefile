@@ -57,7 +57,6 @@ fuzz: ## each fuzz target for FUZZTIME
 
 bench: setup ## the figures of docs/benchmarks.md
 	$(GO) test -run '^$$' -bench . -benchmem ./upgrader/ ./httpgrace/
-	cd cmd/upgradectl && $(GO) test -run '^$$' -bench .
 	scripts/bench.sh
 
 cover: setup bin/h2spec ## coverage of the unit tests

@@ -49,7 +49,7 @@ func (e *PIDFileHeldError) Error() string {
 //	            back; scripts may ask for its existence
 //
 // The time of last modification says when the last attempt at an upgrade
-// ended, if the process is still the same: scripts/deploy.sh waits for it.
+// ended, if the process is still the same: upgradectl -pidfile waits for it.
 //
 // Which process owns the file is read from the file system: the one whose
 // inode is at path. A nil pidfile is none, and its methods do nothing. The

@@ -44,6 +44,16 @@ func (s h2server) say(frames ...frame) {
 	s.Write(b)
 }
 
+// leave closes as a server does that does not reset: what the client still says
+// is read, as the kernel would answer it with a reset otherwise.
+func (s h2server) leave() {
+	if tcp, ok := s.Conn.(*net.TCPConn); ok {
+		tcp.CloseWrite()
+		tcp.SetReadDeadline(time.Now().Add(10 * time.Second))
+	}
+	io.Copy(io.Discard, s.in)
+}
+
 // await returns the next frame of a kind.
 func (s h2server) await(kind byte) (frame, error) {
 	for {
@@ -143,20 +153,27 @@ func TestH2NoticesWhatIsLost(t *testing.T) {
 		want Failure
 		text string
 	}{
-		{"closes", func(h2server, uint32) {}, EOF, "stream 1: EOF"},
+		{"closes", func(s h2server, _ uint32) { s.leave() }, EOF, "stream 1: EOF"},
 		{"resets", func(s h2server, _ uint32) {
 			s.ping() // or a write is told of the reset, and the read not
 			reset(s.Conn)
 		}, Reset, "stream 1: "},
 		{"closes within a response", func(s h2server, id uint32) {
 			s.say(frame{kind: frameHeaders, flags: flagEndHeaders, stream: id, payload: []byte("\x88")})
+			s.leave()
 		}, Truncated, "EOF"},
-		{"closes within a frame", func(s h2server, _ uint32) { s.Write([]byte{0, 0, 9}) }, EOF, "EOF"},
+		{"closes within a frame", func(s h2server, _ uint32) {
+			s.Write([]byte{0, 0, 9})
+			s.leave()
+		}, EOF, "EOF"},
 		{"goes away without it", func(s h2server, _ uint32) {
 			s.goAway(0)
 			s.await(frameHeaders) // until it leaves
 		}, Rejected, "GOAWAY (error 0), last stream 0"},
-		{"goes away with it", func(s h2server, id uint32) { s.goAway(id) }, EOF, "EOF"},
+		{"goes away with it", func(s h2server, id uint32) {
+			s.goAway(id)
+			s.leave()
+		}, EOF, "EOF"},
 		{"refuses the stream", func(s h2server, id uint32) {
 			s.say(numberFrame(frameReset, id, errorRefusedStream))
 			s.await(frameHeaders)
