@@ -59,7 +59,7 @@ func TestUpgradeKeepsTheOrder(t *testing.T) {
 			"at hello", "successor 1: wire.Manifest",
 			"at ready", "at renamed", "successor 1: wire.Commit", "at committed",
 			"at serving", "state: probation", "at probation",
-			"at confirm", "successor 1: wire.Confirm", "state: draining",
+			"at confirm", "successor 1: wire.Confirm", "state: draining", "successor 1: wire.Draining",
 		}
 		if got := p.since(from); !slices.Equal(got, want) {
 			t.Errorf("it happened\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
