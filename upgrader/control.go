@@ -54,16 +54,11 @@ func checkControlDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	uid, known := fd.Owner(fi)
-	switch {
-	case !known:
+	err = checkOwner("the directory", dir, fi)
+	if err == nil || errors.Is(err, errors.ErrUnsupported) {
 		return nil
-	case uid != 0 && uid != os.Geteuid():
-		return fmt.Errorf("the directory %s belongs to uid %d, this process is %d: anybody who owns it can replace the socket", dir, uid, os.Geteuid())
-	case fi.Mode().Perm()&0o022 != 0 && fi.Mode()&os.ModeSticky == 0:
-		return fmt.Errorf("the directory %s is writable by others (mode %04o), who can replace the socket: chmod go-w %s", dir, fi.Mode().Perm(), dir)
 	}
-	return nil
+	return fmt.Errorf("%w: who can write there can replace the socket", err)
 }
 
 // serveControl ends when this process leaves: whoever serves then answers.
