@@ -302,6 +302,36 @@ func TestWhichProtocolsAreSpoken(t *testing.T) {
 	}
 }
 
+// Nothing is known of what was read ahead there. A client that does not pipeline,
+// as most do not, is told to go all the same; one that does knows by RFC 9112 §9.6
+// that what it has sent behind was not looked at.
+func TestListenerWithTLSInsideAnnouncesTheClose(t *testing.T) {
+	cert, pool := testCertificate()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &Server{Server: &http.Server{Handler: http.HandlerFunc(hello)}}
+	served := serving(srv, tls.NewListener(inner, tlsConfig(cert)))
+	nc, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, tlsClient(nc, pool))
+	c.ask(get("/"))
+	done := make(chan error, 1)
+	go func() { done <- srv.Shutdown(t.Context()) }()
+	<-srv.began
+	if _, closes := c.ask(get("/")); !closes {
+		t.Error("it is not announced")
+	}
+	c.nc.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	<-served
+}
+
 // A listener that has TLS inside gives connections that cannot be wrapped. They
 // are drained all the same.
 func TestListenerWithTLSInside(t *testing.T) {

@@ -129,6 +129,9 @@ func mayClose(r *http.Request) bool {
 		return false // the header says what becomes of the connection; net/http ignores h2c
 	}
 	c := connOf(r.Context())
+	if c.has(isForeign) {
+		return true // what was read ahead is not known, nor does it matter to most
+	}
 	return !c.behind(r) && !c.movable() // behind counts, whatever comes of it
 }
 
