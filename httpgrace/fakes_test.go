@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"io"
 	"net"
+	"sync"
 )
 
 func tlsConfig(cert tls.Certificate) *tls.Config {
@@ -64,10 +65,11 @@ func newEvent() event {
 type pipeListener struct {
 	conns chan net.Conn
 	done  chan struct{}
+	once  sync.Once
 }
 
 func newPipeListener() *pipeListener {
-	return &pipeListener{make(chan net.Conn), make(chan struct{})}
+	return &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
 }
 
 func (l *pipeListener) dial() net.Conn {
@@ -85,9 +87,15 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 	}
 }
 
+// Close may be called by the test and by the server, at the same time, as that
+// of a real listener.
 func (l *pipeListener) Close() error {
-	close(l.done)
-	return nil
+	err := net.ErrClosed
+	l.once.Do(func() {
+		close(l.done)
+		err = nil
+	})
+	return err
 }
 
 func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
