@@ -179,8 +179,10 @@ func TestUpgradeIsReadyAllTheTime(t *testing.T) {
 		t.Errorf("the old process exits %d", code)
 	}
 	check()
-	s.Signal(s.PID(), syscall.SIGTERM)
-	s.Signal(s.PID(), syscall.SIGTERM)
+	pid := s.PID() // the pidfile goes with the stop
+	s.Signal(pid, syscall.SIGTERM)
+	s.Wait(proctest.Changed(pid, "stopped"))
+	s.Signal(pid, syscall.SIGTERM) // lame for a minute otherwise
 }
 
 func TestConsoleLogNeedsNoTerminal(t *testing.T) {
