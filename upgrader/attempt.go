@@ -82,6 +82,9 @@ func (a *attempt) answer(err error) {
 func (r *run) upgrade(req request) {
 	err := r.state.refusal()
 	switch {
+	case r.isInit && err == nil:
+		err = ErrInit
+		r.log.Warn("upgrade refused", "pid", os.Getpid(), "err", err)
 	case r.state.final():
 		err = r.err
 	case err == nil:
@@ -93,6 +96,7 @@ func (r *run) upgrade(req request) {
 		return
 	}
 	r.step(upgradeAsked, nil)
+	r.manager.upgrading(r.generation + 1)
 	ctx, cancel := context.WithCancel(req.ctx)
 	result := make(chan launched, 1)
 	r.attempt = &attempt{
@@ -197,7 +201,9 @@ func (r *run) progress(text string) {
 	a.text = text
 	r.publish(Event{Kind: EventProgress, Phase: a.phase, Text: text})
 	if a.phase == PhaseReady && a.err == nil && time.Now().Before(a.latest) {
-		a.extend(min(r.options.ReadyTimeout, time.Until(a.latest)))
+		d := min(r.options.ReadyTimeout, time.Until(a.latest))
+		a.extend(d)
+		r.manager.working(text, d)
 	}
 }
 
@@ -279,6 +285,9 @@ func (r *run) confirm() {
 	}
 	r.judge(Verdict{Result: Upgraded, PID: a.pid, Duration: elapsed})
 	r.successor.Store(a.peer)
+	// It can be triggered already, and says nothing to the manager before it has
+	// heard who drains.
+	r.manager.replaced(a.pid, a.id, r.generation+1)
 	r.handOn(timeUp, ErrUpgraded)
 	a.answer(nil)
 	r.attempt = &attempt{}
@@ -290,8 +299,21 @@ var errEnded = errors.New("it ended")
 func (r *run) handOn(e event, why error) {
 	r.attempt.cancel()
 	r.heir = r.attempt.successor
+	r.keepSockets()
 	r.warn("old pidfile not closed", r.pidfile.confirm())
 	r.leave(e, why)
+}
+
+// keepSockets holds the sockets to the end of this process if the service
+// manager would not see the successor's death before that: nobody is refused
+// until it starts another one.
+func (r *run) keepSockets() {
+	if r.manager.send == nil || !r.heir.child {
+		return
+	}
+	_, files, err := r.sockets.duplicate()
+	r.warn("sockets not kept", err)
+	r.kept = files
 }
 
 // heirSaid is what the confirmed successor says, or its end.
@@ -363,6 +385,7 @@ func (r *run) rollBack(e event, why error) {
 	a.err, a.checked, a.canceled = why, nil, nil
 	r.step(e, why)
 	r.judge(failedVerdict(RolledBack, a, why))
+	r.manager.failed(r.failure(a))
 	_ = a.Send(wire.Abort{Reason: why.Error()}) // if it is gone, all the better
 	r.forget()
 	if e == rollbackAsked {
@@ -465,6 +488,7 @@ func (r *run) ended() {
 		err := r.failure(a)
 		r.step(successorFailed, err)
 		r.judge(failedVerdict(Failed, a, err))
+		r.manager.failed(err)
 	}
 	if a.successor != nil {
 		_ = a.Close()

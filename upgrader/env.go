@@ -147,12 +147,13 @@ func (e environment) names(n int) bool {
 		slices.ContainsFunc(e.fds, func(f namedFD) bool { return f.fd == n })
 }
 
-// withoutOurs returns env without the variables of the handover.
+// withoutOurs returns env without the variables of the handover, and without
+// what a service manager has given to this very process.
 func withoutOurs(env []string) []string {
 	out := make([]string, 0, len(env))
 	for _, kv := range env {
 		name, _, _ := strings.Cut(kv, "=")
-		if !slices.Contains(envNames, name) {
+		if !slices.Contains(envNames, name) && !slices.Contains(listenNames, name) && name != envWatchdogPID {
 			out = append(out, kv)
 		}
 	}

@@ -20,6 +20,11 @@ var (
 	// by a successor on probation.
 	ErrBusy = errors.New("upgrader: an upgrade is under way")
 
+	// ErrInit is returned by Upgrade in PID 1 of a container or machine, which ends
+	// with that process, whoever would take over.
+	ErrInit = errors.New("upgrader: PID 1 cannot be replaced, the container ends with it: " +
+		"start it with \"upgradectl supervise -- COMMAND\", or call SupervisePID1 at the top of main")
+
 	// ErrUpgraded is the reason of Done after an upgrade, and what a draining
 	// process answers to Upgrade, Listen and Ready.
 	ErrUpgraded = errors.New("upgrader: replaced by a new process")

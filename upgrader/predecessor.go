@@ -77,8 +77,12 @@ func (r *run) hurryElders(generation int) {
 }
 
 func (r *run) say(text string) {
-	if r.pred.alive() && !r.state.committed() && !r.state.final() {
+	switch {
+	case r.state.committed() || r.state.final():
+	case r.pred.alive():
 		_ = r.pred.Send(wire.Progress{Text: text}) // if it is gone, nobody waits
+	default:
+		r.manager.working(text, r.options.ReadyTimeout)
 	}
 }
 
@@ -101,6 +105,10 @@ func (r *run) told(m wire.Message, ok bool) {
 		}
 	case wire.Draining:
 		r.elders = m.Processes
+		if r.state.committed() && !r.manager.main {
+			r.manager.take(r.generation)
+			r.store()
+		}
 	case wire.Abort:
 		r.abort(m.Reason)
 	case wire.Stopping:
@@ -145,8 +153,11 @@ func (r *run) predecessorEnded() {
 		r.sockets.setGates(true) // nobody accepts: that comes first
 		r.settle(0)
 		r.step(predecessorGone, nil)
+		r.serveAsMain()
 		r.answerReady(nil)
 		r.answerConfirmers(nil)
+	case r.state.committed() && !r.manager.main:
+		r.serveAsMain() // it was confirmed, and had no time to tell
 	}
 }
 
@@ -167,6 +178,7 @@ func (r *run) predecessorSilent() {
 	r.pred.silent = true
 	r.settle(0)
 	r.step(predecessorSilent, nil)
+	r.serveAsMain()
 	r.answerConfirmers(nil)
 }
 

@@ -75,6 +75,11 @@ func (r *run) loop() {
 			r.heirSaid(m, ok)
 		case <-r.draining:
 			r.reportDrain()
+
+		case <-r.manager.watchdog:
+			r.manager.ping()
+		case <-r.sockets.changed:
+			r.store()
 		}
 	}
 	r.farewell = r.status()
@@ -124,6 +129,9 @@ func (r *run) leave(e event, why error) {
 		time.AfterFunc(r.options.DrainTimeout, r.hurryUp)
 	}
 	r.err = why
+	if e == stopAsked {
+		r.manager.stopping()
+	}
 	close(r.done)
 	r.answerReady(why)
 	r.answerConfirmers(why)
@@ -169,7 +177,15 @@ func (r *run) ready(reply chan<- error) {
 		r.step(readyAlone, nil)
 		r.open()
 		r.settle(0)
+		r.serveAsMain()
 	}
+}
+
+// serveAsMain tells the service manager that this process is the server, and
+// that there is no other.
+func (r *run) serveAsMain() {
+	r.manager.serving(r.generation)
+	r.store()
 }
 
 // open is the moment from which this process serves.

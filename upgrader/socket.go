@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,25 +30,26 @@ type socket struct {
 	parked *os.File     // inherited or added, and not yet claimed by the program
 
 	inherited bool // as opposed to added: closed if nobody claims it
+	activated bool // the service manager has opened it
 }
 
 // unlink removes the path of a unix socket, if it still is the file that was
 // bound: a successor, or a stranger, may have bound another one since.
 func (s *socket) unlink() error {
-	if s.Ino == 0 {
-		return nil
-	}
-	fi, err := os.Lstat(s.Address)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if dev, ino := fd.Identity(fi); dev != s.Dev || ino != s.Ino {
+	if s.Ino == 0 || !s.hasPath() {
 		return nil
 	}
 	return os.Remove(s.Address)
+}
+
+// hasPath reports that the path of a unix socket is the file that was bound.
+func (s *socket) hasPath() bool {
+	fi, err := os.Lstat(s.Address)
+	if err != nil {
+		return false
+	}
+	dev, ino := fd.Identity(fi)
+	return dev == s.Dev && ino == s.Ino
 }
 
 // drop closes what nobody has claimed.
@@ -96,6 +96,8 @@ func (s *socket) matches(ctx context.Context, kind, network, address string) boo
 		return false
 	}
 	switch {
+	case s.activated: // where it listens is said in the manager's configuration
+		return strings.HasPrefix(network, "unix") == strings.HasPrefix(s.Network, "unix")
 	case s.Kind == "": // the predecessor was gone before it could say
 	case s.Network != network:
 		return false

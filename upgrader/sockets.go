@@ -20,6 +20,8 @@ type sockets struct {
 	moved []*socket // inherited under a name that was opened anew with another address
 	open  bool      // the gates
 
+	changed chan struct{} // has room for one
+
 	settled bool // what was unclaimed is closed, and what turns up later is at once
 }
 
@@ -61,6 +63,7 @@ func (ss *sockets) put(s, moved *socket) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	ss.named[s.Name] = s
+	ss.change()
 	switch {
 	case moved == nil:
 	case ss.settled:
@@ -90,6 +93,15 @@ func (ss *sockets) remove(s *socket) {
 	defer ss.mu.Unlock()
 	if ss.named[s.Name] == s {
 		delete(ss.named, s.Name)
+		ss.change()
+	}
+}
+
+// change lets run know that there are others now.
+func (ss *sockets) change() {
+	select {
+	case ss.changed <- struct{}{}:
+	default: // it knows already
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -17,6 +18,8 @@ type successor struct {
 	*peer
 	exited chan struct{}    // closed once it is dead and reaped
 	state  *os.ProcessState // set before exited is closed; nil if it is not our child
+	id     uint64           // inode of its pidfd; 0: not known
+	child  bool             // as opposed to a sibling
 	signal func(os.Signal) error
 	given  []wire.Socket
 	build  string // as it said hello
@@ -129,8 +132,8 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 	}
 	u.reach("started")
 	if err := u.pidfile.name(p.Pid); err != nil {
-		_ = p.Kill() // our child, and not reaped: it is there
-		_, _ = p.Wait()
+		_ = p.Kill() // it was not told anything yet
+		_, _ = p.wait()
 		return nil, errors.Join(u.attemptError(PhaseStart, err), local.Close())
 	}
 	return u.follow(p, wire.NewConn(local), meta), nil
@@ -194,7 +197,7 @@ const (
 	busyPause   = 50 * time.Millisecond
 )
 
-func (u *Upgrader) start(ctx context.Context, img *image, in inheritance) (*os.Process, error) {
+func (u *Upgrader) start(ctx context.Context, img *image, in inheritance) (*started, error) {
 	extra, vars, err := in.files(u.generation + 1)
 	if err != nil {
 		return nil, err
@@ -211,13 +214,18 @@ func (u *Upgrader) start(ctx context.Context, img *image, in inheritance) (*os.P
 		Env:   append(withoutOurs(u.env()), vars...),
 		Files: files,
 	}
+	pidfd, child := -1, !fd.CanPollProcesses() || !reapsStrangers(os.LookupEnv, os.Getppid())
+	attr.Sys = fd.Started(&pidfd, !child)
 	for range busyRetries {
 		if err := img.unchanged(); err != nil {
 			return nil, err
 		}
 		p, err := os.StartProcess(path, argv, attr)
+		if err == nil {
+			return newStarted(p, pidfd, child), nil
+		}
 		if !errors.Is(err, syscall.ETXTBSY) {
-			return p, img.execError(path, err)
+			return nil, img.execError(path, err)
 		}
 		select {
 		case <-time.After(busyPause):
@@ -235,11 +243,19 @@ func (u *Upgrader) args() []string {
 	return os.Args[1:]
 }
 
+// env is the successor's environment. What the service manager offers is for
+// the service, whatever else the program wants in there.
 func (u *Upgrader) env() []string {
-	if u.options.Env != nil {
-		return u.options.Env
+	if u.options.Env == nil {
+		return os.Environ()
 	}
-	return os.Environ()
+	env := slices.Clone(u.options.Env)
+	for _, name := range []string{envNotify, envWatchdog, envSupervisor} {
+		if v, found := os.LookupEnv(name); found {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
 }
 
 // stdio returns standard input, output and error, with /dev/null for what this
@@ -261,11 +277,52 @@ func stdio() (files []*os.File, closeNull func(), err error) {
 	return files, func() { _ = null.Close() }, nil
 }
 
+// started is a process that was just started.
+type started struct {
+	*os.Process
+	pidfd *os.File // nil: this system has none
+	child bool     // else a sibling: somebody else reaps it
+}
+
+func newStarted(p *os.Process, pidfd int, child bool) *started {
+	s := &started{Process: p, child: child}
+	if pidfd >= 0 {
+		s.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+	}
+	return s
+}
+
+// wait returns when the process has ended, with its state if it is our child.
+func (s *started) wait() (*os.ProcessState, error) {
+	if s.pidfd != nil {
+		defer s.pidfd.Close() // nothing is written
+	}
+	if s.child {
+		return s.Wait()
+	}
+	return nil, fd.WaitProcess(s.pidfd)
+}
+
+// id is the inode of the pidfd, which names this process and no later one.
+func (s *started) id() uint64 {
+	if s.pidfd == nil {
+		return 0
+	}
+	at, err := fd.AttributesOf(s.pidfd)
+	if err != nil {
+		return 0
+	}
+	return at.Ino
+}
+
 // follow watches a process that was started: its words and its end.
-func (u *Upgrader) follow(p *os.Process, l link, meta []wire.Socket) *successor {
-	s := &successor{peer: newPeer(l, p.Pid, nil), exited: make(chan struct{}), signal: p.Signal, given: meta}
+func (u *Upgrader) follow(p *started, l link, meta []wire.Socket) *successor {
+	s := &successor{
+		peer: newPeer(l, p.Pid, nil), exited: make(chan struct{}), signal: p.Signal,
+		given: meta, id: p.id(), child: p.child,
+	}
 	go func() {
-		s.state, _ = p.Wait() // it is our child, so there is a state
+		s.state, _ = p.wait() // a child has a state
 		close(s.exited)
 		// A descendant may hold the channel open. What the successor has said is
 		// still read, then its end.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -178,6 +179,8 @@ type Upgrader struct {
 	gone     chan struct{}              // closed by run at its end, after farewell is set
 	farewell Status                     // the last one
 
+	isInit bool // this is PID 1, and with it its PID namespace ends
+
 	committed atomic.Bool          // see state.committed; written by run
 	successor atomic.Pointer[peer] // takes connections; written by run, before done is closed
 	done      chan struct{}        // closed by run, after err is set
@@ -186,8 +189,10 @@ type Upgrader struct {
 	hurryOnce sync.Once
 	alone     chan struct{} // closed by run: no predecessor is left
 
-	pidfile       *pidfile // run's, and launch's during an attempt's first phase
-	pidfileShared bool     // it was inherited
+	manager       manager    // run's, once New has returned
+	kept          []*os.File // see keepSockets
+	pidfile       *pidfile   // run's, and launch's during an attempt's first phase
+	pidfileShared bool       // it was inherited
 }
 
 // request is one call of Upgrade, or a signal.
@@ -231,7 +236,7 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 		return nil, err
 	}
 	u := newUpgrader(o)
-	u.hooks = hooks
+	u.hooks, u.isInit = hooks, os.Getpid() == 1
 	if u.executable, err = resolveExecutable(o.Executable, os.Args[0]); err != nil {
 		return nil, err
 	}
@@ -240,6 +245,7 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 		return nil, err
 	}
 	u.generation = l.generation
+	u.openManager()
 	if l.executable != "" && o.Executable == "" {
 		// A link may lead elsewhere since the file was opened: argv[0] is no claim
 		// that needs proof, the predecessor says so.
@@ -269,12 +275,27 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 	return u, nil
 }
 
+// openManager finds out who manages this service, and takes the sockets that
+// come from there.
+func (u *Upgrader) openManager() {
+	first := u.generation == 1
+	u.manager = findManager(os.LookupEnv, first, u.log)
+	if first {
+		u.activate()
+		u.warnOfParent()
+		return
+	}
+	if _, found := os.LookupEnv(envWatchdog); found {
+		_ = os.Setenv(envWatchdogPID, strconv.Itoa(os.Getpid())) // both are valid
+	}
+}
+
 func newUpgrader(o Options) *Upgrader {
 	return &Upgrader{
 		options:    o,
 		log:        o.Logger,
 		generation: 1,
-		sockets:    sockets{named: map[string]*socket{}},
+		sockets:    sockets{named: map[string]*socket{}, changed: make(chan struct{}, 1)},
 		requests:   make(chan request),
 		readies:    make(chan chan<- error),
 		stops:      make(chan stopRequest),
@@ -320,8 +341,9 @@ func (u *Upgrader) Generation() int { return u.generation }
 
 // Progress tells the predecessor that this process, not ready yet, is getting
 // there: ReadyTimeout starts anew, up to 10 minutes in all. The text is what an
-// operator reads if the upgrade fails. Without a waiting predecessor it does
-// nothing. It does not block.
+// operator reads if the upgrade fails. Without a predecessor a service manager
+// is told the same (sd_notify(3)), so that it waits longer for the start. It
+// does not block.
 func (u *Upgrader) Progress(text string) {
 	select {
 	case u.says <- text:
