@@ -132,11 +132,11 @@ func (r *run) leave(e event, why error) {
 	if e == stopAsked {
 		r.manager.stopping()
 	}
+	r.reportDrain() // the successor acts on it, and this process may end with Done
 	close(r.done)
 	r.answerReady(why)
 	r.answerConfirmers(why)
 	r.carryOut()
-	r.reportDrain()
 }
 
 func (r *run) answerReady(err error) {

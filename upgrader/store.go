@@ -30,8 +30,7 @@ const maxStored = 255
 
 // activation is what the variables say.
 type activation struct {
-	n     int
-	names []string // n of them, "" where there is none
+	names []string // of the descriptors, "" where there is none; nil: it is not for this process
 }
 
 // parseActivation reads the variables. The zero value is what it returns if
@@ -45,7 +44,7 @@ func parseActivation(lookup func(string) (string, bool), pid int) (activation, e
 	if err != nil || n < 0 || n > 1<<20 {
 		return activation{}, fmt.Errorf("%s=%q: want a number of descriptors", envListenFDs, s)
 	}
-	a := activation{n: n, names: make([]string, n)}
+	a := activation{make([]string, n)}
 	if names, found := lookup(envListenNames); found && n > 0 {
 		given := strings.Split(names, ":")
 		if len(given) != n {
@@ -64,7 +63,7 @@ func (u *Upgrader) activate() {
 	if err != nil {
 		u.log.Warn("environment ignored", "err", err)
 	}
-	if a.n > 0 || err != nil {
+	if a.names != nil || err != nil {
 		for _, name := range listenNames {
 			_ = os.Unsetenv(name) // the name is valid
 		}
@@ -157,8 +156,12 @@ func parseStored(name string) (wire.Socket, bool) {
 // nobody if this process is killed, and takes back those that are gone.
 func (r *run) store() {
 	m := &r.manager
-	if m.send == nil || !m.main {
+	if m.send == nil || !m.main || !r.state.committed() {
 		return
+	}
+	select {
+	case <-r.sockets.changed: // it is about to be known
+	default:
 	}
 	meta, files, err := r.sockets.duplicate()
 	r.warn("sockets not stored with the service manager", err)
