@@ -71,6 +71,18 @@
 //   - The library never exits the process, keeps no package state and starts
 //     nothing that outlives its Upgrader, but for the successor.
 //
+// # Service managers
+//
+// A process whose environment has NOTIFY_SOCKET tells the manager what
+// sd_notify(3) has words for, while it is the main process: READY=1 when it
+// serves, RELOADING=1 when an upgrade begins, MAINPID= of the successor when it
+// is confirmed, READY=1 with STATUS= and ERRNO= when an upgrade failed,
+// EXTEND_TIMEOUT_USEC= on Progress, WATCHDOG=1 at half of WATCHDOG_USEC,
+// STOPPING=1 when the service stops. It stores its sockets there (FDSTORE=1), and
+// the first process takes what LISTEN_FDS says is for it (sd_listen_fds(3)).
+// Where the parent is known to reap what it has not started, systemd or
+// upgradectl supervise, the successor is a sibling of its predecessor.
+//
 // # Platforms
 //
 // Linux is complete. On macOS and the BSDs a successor recognises its

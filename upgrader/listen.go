@@ -16,8 +16,8 @@ import (
 )
 
 // Listen returns the listening socket with this name: the one that the
-// predecessor handed over if there is one, else a new one, opened through
-// Options.ListenConfig. network and address are those of net.Listen, for
+// predecessor handed over if there is one, else the one that a service manager
+// has opened or kept, else a new one, opened through Options.ListenConfig. network and address are those of net.Listen, for
 // "tcp", "tcp4", "tcp6", "unix" and "unixpacket". The net.Listener is a
 // *Listener, behind the gate; the caller closes it.
 //
@@ -25,6 +25,9 @@ import (
 // address, or if address resolves to what it is bound to; so port 0 keeps its
 // port. With another address a new socket is opened, and the inherited one is
 // closed once there is no way back to the predecessor.
+//
+// A socket that a service manager has opened (LISTEN_FDS, LISTEN_FDNAMES) is
+// used whatever its address: the manager's configuration says where it listens.
 //
 // The path of a unix socket that a killed process has left behind is removed if
 // nobody listens there.

@@ -170,7 +170,9 @@ func (r *run) store() {
 	for i, s := range meta {
 		if s.Kind == kindListener || s.Kind == kindPacket {
 			keep[storedName(s)] = true
-			m.keep(storedName(s), files[i])
+			if !m.keep(storedName(s), files[i]) {
+				return // each further one could take as long to fail
+			}
 		}
 	}
 	for name := range m.stored {
@@ -180,27 +182,29 @@ func (r *run) store() {
 	}
 }
 
-// keep stores one descriptor. The manager holds one that it has already once.
-func (m *manager) keep(name string, f *os.File) {
+// keep stores one descriptor, and reports that the manager listens. The manager
+// holds one that it has already once.
+func (m *manager) keep(name string, f *os.File) bool {
 	if len(name) > maxStored {
 		if !m.full {
-			m.log.Warn("socket not stored with the service manager", "name", name, "err", fmt.Errorf("its name, network and address take %d bytes, the limit is %d", len(name), maxStored))
+			err := fmt.Errorf("its name, network and address take %d bytes, the limit is %d", len(name), maxStored)
+			m.log.Warn("socket not stored with the service manager", "name", name, "err", err)
 		}
 		m.full = true
-		return
+		return true
 	}
-	m.stored[name] = true
 	rc, err := f.SyscallConn()
 	if err == nil {
-		err = errors.Join(rc.Control(func(n uintptr) {
-			if err := m.send("FDSTORE=1\nFDNAME="+name, int(n)); err != nil {
-				m.log.Warn("service manager not told", "what", "FDSTORE=1", "err", err)
-			}
-		}))
+		var sendErr error
+		err = rc.Control(func(n uintptr) { sendErr = m.send("FDSTORE=1\nFDNAME="+name, int(n)) })
+		err = errors.Join(err, sendErr)
 	}
 	if err != nil {
 		m.log.Warn("socket not stored with the service manager", "name", name, "err", err)
+		return false
 	}
+	m.stored[name] = true
+	return true
 }
 
 // forget takes a descriptor back.

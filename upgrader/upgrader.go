@@ -215,8 +215,9 @@ func (s stopRequest) reason() string {
 }
 
 // New makes this process one that can be upgraded. Call it first in main,
-// before any subprocess is started: in a successor it takes the descriptors
-// that were inherited, and unsets the variables that name them.
+// before any subprocess is started: it takes the descriptors that were
+// inherited from a predecessor or a service manager, and unsets the variables
+// that name them.
 //
 // In a successor it says hello and waits for the predecessor's manifest, 10 s
 // at most. It fails with ErrAborted if the predecessor has given up; then the
@@ -382,7 +383,7 @@ func (u *Upgrader) Ready() error {
 //
 // The error is a *SuccessorError for an attempt that was made; ErrNotReady,
 // ErrBusy, ErrUpgraded or ErrStopped, with nothing started, if none could be;
-// ErrNotSupported on Windows. Until the successor is committed, the end of ctx
+// ErrInit in PID 1; ErrNotSupported on Windows. Until the successor is committed, the end of ctx
 // gives the attempt up; afterwards it ends only the wait, and the error is
 // that of ctx.
 func (u *Upgrader) Upgrade(ctx context.Context) error {
