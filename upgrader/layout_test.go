@@ -66,8 +66,10 @@ type rule struct {
 var rules = []rule{
 	{pkg: "internal/fd", may: []string{"golang.org/x/sys"}, deep: true},
 	{pkg: "internal/wire", deep: true},
-	{pkg: "upgrader", may: []string{module + "/internal/fd", module + "/internal/wire", "github.com/kardianos/osext"}},
-	{pkg: "upgrader", may: []string{module + "/internal/fd", module + "/internal/wire", "github.com/kardianos/osext", "golang.org/x/sys"}, deep: true},
+	{pkg: "internal/supervise", may: []string{module + "/internal/fd"}},
+	{pkg: "internal/supervise", may: []string{module + "/internal/fd", "golang.org/x/sys"}, deep: true},
+	{pkg: "upgrader", may: []string{module + "/internal/fd", module + "/internal/supervise", module + "/internal/wire", "github.com/kardianos/osext"}},
+	{pkg: "upgrader", may: []string{module + "/internal/fd", module + "/internal/supervise", module + "/internal/wire", "github.com/kardianos/osext", "golang.org/x/sys"}, deep: true},
 	{pkg: "httpgrace", deep: true},
 	{pkg: "internal/site", may: []string{module + "/httpgrace"}, deep: true},
 	{pkg: "internal/proctest", may: []string{module + "/internal/proctest/"}},

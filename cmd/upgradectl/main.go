@@ -9,11 +9,17 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/go-handover/handover/internal/supervise"
 )
 
 //go:generate go run . man man
 
 func main() {
+	supervise.Trampoline()
+	if code, done := superviseAlone(os.Args[1:], os.Stderr); done {
+		os.Exit(code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

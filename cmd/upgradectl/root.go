@@ -73,6 +73,7 @@ func newRoot(stdout, stderr io.Writer) *root {
 		rollbackCommand(s),
 		confirmCommand(s),
 		stopCommand(s),
+		superviseCommand(),
 		probe.Command(),
 		manCommand(),
 	)

@@ -2,92 +2,77 @@ package probe
 
 import (
 	"bytes"
+	"encoding/xml"
 	"fmt"
-	"image/color"
 	"math"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
-
-	"gonum.org/v1/plot"
-	"gonum.org/v1/plot/font"
-	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/text"
-	"gonum.org/v1/plot/vg"
-	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgsvg"
 
 	"github.com/go-handover/handover/internal/proctest/load"
 )
 
-// The size of a picture, in points.
+// The size of a picture and of what is around its axes, in pixels.
 const (
-	plotWidth   = 960
-	plotHeight  = 480
-	legendWidth = 170
-	margin      = 10
+	plotWidth    = 960
+	plotHeight   = 480
+	legendWidth  = 170
+	marginLeft   = 70
+	marginTop    = 40
+	marginBottom = 50
+	legendLine   = 17
 )
 
 // legendPIDs is how many processes the legend names, if there are more.
 const legendPIDs = 16
 
+// color is one of SVG's.
+type color string
+
 var (
 	// pidColors are told apart by the colour-blind too, and none is red. So that
 	// neighbours differ, they are used in turn.
-	pidColors = []color.Color{
-		color.RGBA{0x00, 0x72, 0xB2, 0xFF},
-		color.RGBA{0xE6, 0x9F, 0x00, 0xFF},
-		color.RGBA{0x00, 0x9E, 0x73, 0xFF},
-		color.RGBA{0xCC, 0x79, 0xA7, 0xFF},
-		color.RGBA{0x56, 0xB4, 0xE9, 0xFF},
-	}
-	untoldColor = color.RGBA{0x99, 0x99, 0x99, 0xFF}
-	lossColor   = color.RGBA{0xD0, 0x00, 0x00, 0xFF}
-	cutColor    = color.RGBA{0x00, 0x00, 0x00, 0xFF}
-	gridColor   = color.RGBA{0xE8, 0xE8, 0xE8, 0xFF}
+	pidColors   = []color{"#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"}
+	untoldColor = color("#999999")
+	lossColor   = color("#D00000")
+	cutColor    = color("#000000")
+	gridColor   = color("#E8E8E8")
+	axisColor   = color("#222222")
 )
 
+// lineStyle is how a line is drawn; no dashes are a solid one.
+type lineStyle struct {
+	color  color
+	dashes string
+}
+
 // markLines are how the marks are drawn.
-var markLines = map[markKind]draw.LineStyle{
-	markUpgrade:    {Color: color.RGBA{0x40, 0x40, 0x40, 0xFF}, Width: 0.8, Dashes: []vg.Length{4, 3}},
-	markConfirmed:  {Color: color.RGBA{0x00, 0x80, 0x40, 0xFF}, Width: 0.8},
-	markFailed:     {Color: color.RGBA{0xB0, 0x30, 0x90, 0xFF}, Width: 0.8, Dashes: []vg.Length{2, 2}},
-	markRolledBack: {Color: color.RGBA{0xB0, 0x30, 0x90, 0xFF}, Width: 0.8},
-	markCommand:    {Color: color.RGBA{0x80, 0x80, 0x80, 0xFF}, Width: 0.8, Dashes: []vg.Length{1, 3}},
+var markLines = map[markKind]lineStyle{
+	markUpgrade:    {"#404040", "4,3"},
+	markConfirmed:  {"#008040", ""},
+	markFailed:     {"#B03090", "2,2"},
+	markRolledBack: {"#B03090", ""},
+	markCommand:    {"#808080", "1,3"},
 }
 
-// outline is a glyph of lines, in a square from -1 to 1. The library's own are
-// too thin to be noticed among thousands of points.
-type outline [][]vg.Point
+// point is one of the picture or, in an outline, of a square from -1 to 1.
+type point struct{ x, y float64 }
 
-// DrawGlyph draws it as one path.
-func (o outline) DrawGlyph(c *draw.Canvas, style draw.GlyphStyle, at vg.Point) {
-	var path vg.Path
-	for _, line := range o {
-		for i, p := range line {
-			to := vg.Point{X: at.X + p.X*style.Radius, Y: at.Y + p.Y*style.Radius}
-			if i == 0 {
-				path.Move(to)
-			} else {
-				path.Line(to)
-			}
-		}
-	}
-	c.SetLineStyle(draw.LineStyle{Color: style.Color, Width: 1.4})
-	c.Stroke(path)
-}
+// outline is a glyph of lines: dots would not be noticed among thousands.
+type outline [][]point
 
 var (
-	cross    = outline{{{X: -1, Y: -1}, {X: 1, Y: 1}}, {{X: -1, Y: 1}, {X: 1, Y: -1}}}
-	plus     = outline{{{X: -1}, {X: 1}}, {{Y: -1}, {Y: 1}}}
-	triangle = outline{{{X: -1, Y: -1}, {X: 1, Y: -1}, {Y: 1}, {X: -1, Y: -1}}}
-	pointed  = outline{{{X: -1, Y: 1}, {X: 1, Y: 1}, {Y: -1}, {X: -1, Y: 1}}}
-	square   = outline{{{X: -1, Y: -1}, {X: 1, Y: -1}, {X: 1, Y: 1}, {X: -1, Y: 1}, {X: -1, Y: -1}}}
-	diamond  = outline{{{X: -1}, {Y: -1}, {X: 1}, {Y: 1}, {X: -1}}}
+	cross    = outline{{{-1, -1}, {1, 1}}, {{-1, 1}, {1, -1}}}
+	plus     = outline{{{-1, 0}, {1, 0}}, {{0, -1}, {0, 1}}}
+	triangle = outline{{{-1, 1}, {1, 1}, {0, -1}, {-1, 1}}}
+	pointed  = outline{{{-1, -1}, {1, -1}, {0, 1}, {-1, -1}}}
+	square   = outline{{{-1, -1}, {1, -1}, {1, 1}, {-1, 1}, {-1, -1}}}
+	diamond  = outline{{{-1, 0}, {0, -1}, {1, 0}, {0, 1}, {-1, 0}}}
 	star     = append(cross[:2:2], plus...)
-	glass    = outline{{{X: -1, Y: -1}, {X: 1, Y: 1}, {X: -1, Y: 1}, {X: 1, Y: -1}, {X: -1, Y: -1}}}
-	bars     = outline{{{X: -1, Y: .5}, {X: 1, Y: .5}}, {{X: -1, Y: -.5}, {X: 1, Y: -.5}}}
+	glass    = outline{{{-1, -1}, {1, 1}, {-1, 1}, {1, -1}, {-1, -1}}}
+	bars     = outline{{{-1, .5}, {1, .5}}, {{-1, -.5}, {1, -.5}}}
 )
 
 // lossGlyphs tell the kinds of loss apart.
@@ -96,66 +81,101 @@ var lossGlyphs = map[load.Failure]outline{
 	load.TLS: diamond, load.Rejected: star, load.Other: glass, statusLoss: bars,
 }
 
+// glyph is what stands for a request: a dot if it has no shape.
+type glyph struct {
+	color color
+	shape outline
+}
+
 // plot writes the picture. It is called after report.
-func (p *probe) plot(file string) error {
-	svg, err := p.picture()
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, svg, 0o666)
-}
+func (p *probe) plot(file string) error { return os.WriteFile(file, p.picture(), 0o666) }
 
-// picture is an SVG of the latency over time.
-func (p *probe) picture() ([]byte, error) {
-	pic, err := p.newPicture()
-	if err != nil {
-		return nil, err
-	}
-	canvas := vgsvg.New(plotWidth, plotHeight)
-	sheet := draw.New(canvas)
-	sheet.FillPolygon(color.White, []vg.Point{{}, {X: plotWidth}, {X: plotWidth, Y: plotHeight}, {Y: plotHeight}})
-	pic.plot.Draw(draw.Crop(sheet, margin, -legendWidth, margin, -margin))
-	pic.legend.Draw(draw.Crop(sheet, plotWidth-legendWidth+margin, 0, 0, -3*margin))
-	var svg bytes.Buffer
-	if _, err := canvas.WriteTo(&svg); err != nil {
-		return nil, err
-	}
-	// The font is not embedded, and few systems have it.
-	return bytes.ReplaceAll(svg.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif;")), nil
-}
-
-// picture is a plot with its legend beside it, where it hides nothing.
-type picture struct {
-	plot   *plot.Plot
-	legend plot.Legend
-	span   time.Duration // of the x axis
-}
-
-func (p *probe) newPicture() (*picture, error) {
-	pic := &picture{plot: plot.New(), legend: plot.NewLegend(), span: p.ended.Sub(p.started)}
+// picture is an SVG of the latency over time. Its legend is beside it, where it
+// hides nothing.
+func (p *probe) picture() []byte {
 	a := p.all()
+	pic := &picture{span: p.ended.Sub(p.started)}
+	pic.lowest, pic.highest = decades(a)
+	fmt.Fprintf(&pic.svg, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="Liberation Sans,Arial,Helvetica,sans-serif">`+"\n",
+		plotWidth, plotHeight)
+	fmt.Fprintf(&pic.svg, `<rect width="%d" height="%d" style="fill:#FFFFFF"/>`+"\n", plotWidth, plotHeight)
 	pic.axes(a)
-	for _, add := range []func(all) error{pic.addMarks, pic.addAnswers, pic.addLosses} {
-		if err := add(a); err != nil {
-			return nil, err
+	pic.addMarks(a)
+	pic.addAnswers(a)
+	pic.addLosses(a)
+	pic.svg.WriteString("</svg>\n")
+	return pic.svg.Bytes()
+}
+
+// picture is one that is being drawn.
+type picture struct {
+	svg             bytes.Buffer
+	span            time.Duration // of the x axis
+	lowest, highest float64       // of the y axis
+	legend          int           // lines
+}
+
+// x and y are where a time in seconds and a latency in milliseconds are.
+func (pic *picture) x(seconds float64) float64 {
+	return marginLeft + (plotWidth-marginLeft-legendWidth)*seconds/pic.span.Seconds()
+}
+
+func (pic *picture) y(ms float64) float64 {
+	part := math.Log(ms/pic.lowest) / math.Log(pic.highest/pic.lowest)
+	return plotHeight - marginBottom - (plotHeight-marginTop-marginBottom)*part
+}
+
+// text draws it around, or from, a point: anchor is middle, start or end.
+func (pic *picture) text(at point, size int, anchor, more, text string) {
+	fmt.Fprintf(&pic.svg, `<text x="%.6g" y="%.6g" font-size="%d" text-anchor="%s"%s>`, at.x, at.y, size, anchor, more)
+	_ = xml.EscapeText(&pic.svg, []byte(text)) // a buffer takes all
+	pic.svg.WriteString("</text>\n")
+}
+
+func (pic *picture) line(from, to point, s lineStyle) {
+	dashes := ""
+	if s.dashes != "" {
+		dashes = ";stroke-dasharray:" + s.dashes
+	}
+	fmt.Fprintf(&pic.svg, `<path d="M%.6g,%.6gL%.6g,%.6g" style="fill:none;stroke:%s;stroke-width:1%s"/>`+"\n", from.x, from.y, to.x, to.y, s.color, dashes)
+}
+
+func (pic *picture) glyph(at point, radius float64, g glyph) {
+	if g.shape == nil {
+		fmt.Fprintf(&pic.svg, `<path d="M%.6g,%.6ga%.6[3]g,%.6[3]g 0 1 0 %.6[4]g,0a%.6[3]g,%.6[3]g 0 1 0 -%.6[4]g,0" style="fill:%[5]s"/>`+"\n",
+			at.x-radius, at.y, radius, 2*radius, g.color)
+		return
+	}
+	var d strings.Builder
+	for _, line := range g.shape {
+		for i, p := range line {
+			fmt.Fprintf(&d, "%c%.6g,%.6g", "ML"[min(i, 1)], at.x+p.x*radius, at.y+p.y*radius)
 		}
 	}
-	return pic, nil
+	fmt.Fprintf(&pic.svg, `<path d="%s" style="fill:none;stroke:%s;stroke-width:1.4"/>`+"\n", &d, g.color)
+}
+
+// explain adds a line to the legend, and returns where its sign is.
+func (pic *picture) explain(label string) point {
+	at := point{plotWidth - legendWidth + 20, marginTop + float64(pic.legend*legendLine)}
+	pic.legend++
+	pic.text(point{at.x + 14, at.y + 4}, 11, "start", "", label)
+	return at
 }
 
 // points are where requests are in the picture, by what they have in common: a
 // pid or a kind of loss.
-type points[K comparable] map[K]plotter.XYs
+type points[K comparable] map[K][]point
 
 func (ps points[K]) add(key K, s sample) {
-	ps[key] = append(ps[key], plotter.XY{X: s.start.Seconds(), Y: milliseconds(s.took)})
+	ps[key] = append(ps[key], point{s.start.Seconds(), milliseconds(s.took)})
 }
 
 // all is what there is to draw.
 type all struct {
 	answered  points[int]
 	lost      points[load.Failure]
-	cut       plotter.XYs
+	cut       []point
 	processes []process
 	marks     []mark
 }
@@ -182,7 +202,7 @@ func (p *probe) all() all {
 }
 
 // each yields all points, set by set.
-func (a all) each(yield func(plotter.XYs) bool) {
+func (a all) each(yield func([]point) bool) {
 	for _, xys := range a.answered {
 		if !yield(xys) {
 			return
@@ -202,27 +222,28 @@ func milliseconds(d time.Duration) float64 {
 }
 
 func (pic *picture) axes(a all) {
-	p := pic.plot
-	sans := font.Font{Typeface: "Liberation", Variant: "Sans"}
-	for style, size := range map[*text.Style]vg.Length{
-		&p.Title.TextStyle: 12, &p.X.Label.TextStyle: 11, &p.Y.Label.TextStyle: 11,
-		&p.X.Tick.Label: 10, &p.Y.Tick.Label: 10, &pic.legend.TextStyle: 10,
-	} {
-		style.Font = font.From(sans, size)
+	const left, right, top, bottom = marginLeft, plotWidth - legendWidth, marginTop, plotHeight - marginBottom
+	for _, t := range secondTicks(pic.span.Seconds()) {
+		x := pic.x(t.value)
+		pic.line(point{x, top}, point{x, bottom}, lineStyle{color: gridColor})
+		pic.line(point{x, bottom}, point{x, bottom + 5}, lineStyle{color: axisColor})
+		pic.text(point{x, bottom + 18}, 11, "middle", "", t.label)
 	}
-	p.Title.Text, p.Title.Padding = a.title(pic.span), 8
-	p.X.Label.Text, p.X.Label.Padding = "time since the start (s)", 4
-	p.Y.Label.Text, p.Y.Label.Padding = "latency (ms)", 4
-	p.X.Padding, p.Y.Padding = 0, 0
-	p.X.Min, p.X.Max = 0, pic.span.Seconds()
-	p.Y.Min, p.Y.Max = decades(a)
-	p.X.Tick.Marker = secondTicks{}
-	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, decadeTicks{}
-	grid := plotter.NewGrid()
-	grid.Vertical.Color, grid.Horizontal.Color = gridColor, gridColor
-	p.Add(grid)
-	pic.legend.Top, pic.legend.Left, pic.legend.Padding = true, true, 3
-	pic.legend.YPosition = draw.PosCenter
+	for _, t := range decadeTicks(pic.lowest, pic.highest) {
+		y, length := pic.y(t.value), 3.0
+		if t.label != "" {
+			length = 6
+			pic.line(point{left, y}, point{right, y}, lineStyle{color: gridColor})
+			pic.text(point{left - 10, y + 4}, 11, "end", "", t.label)
+		}
+		pic.line(point{left - length, y}, point{left, y}, lineStyle{color: axisColor})
+	}
+	pic.line(point{left, top}, point{left, bottom}, lineStyle{color: axisColor})
+	pic.line(point{left, bottom}, point{right, bottom}, lineStyle{color: axisColor})
+	pic.text(point{(left + right) / 2, 22}, 14, "middle", "", a.title(pic.span))
+	pic.text(point{(left + right) / 2, plotHeight - 12}, 12, "middle", "", "time since the start (s)")
+	middle := point{18, (top + bottom) / 2}
+	pic.text(middle, 12, "middle", fmt.Sprintf(` transform="rotate(-90 %g %g)"`, middle.x, middle.y), "latency (ms)")
 }
 
 func (a all) title(span time.Duration) string {
@@ -241,7 +262,7 @@ func decades(a all) (lowest, highest float64) {
 	lowest, highest = math.Inf(1), 0
 	for xys := range a.each {
 		for _, xy := range xys {
-			lowest, highest = min(lowest, xy.Y), max(highest, xy.Y)
+			lowest, highest = min(lowest, xy.y), max(highest, xy.y)
 		}
 	}
 	if highest == 0 {
@@ -252,63 +273,58 @@ func decades(a all) (lowest, highest float64) {
 	return lowest, max(highest, 10*lowest)
 }
 
-// decadeTicks labels the powers of ten.
-type decadeTicks struct{}
+// tick is one of an axis, a small one if it has no label.
+type tick struct {
+	value float64
+	label string
+}
 
-func (decadeTicks) Ticks(lowest, highest float64) (ticks []plot.Tick) {
+// decadeTicks labels the powers of ten.
+func decadeTicks(lowest, highest float64) (ticks []tick) {
 	for e := math.Round(math.Log10(lowest)); e <= math.Round(math.Log10(highest)); e++ {
 		decade := math.Pow(10, e)
-		ticks = append(ticks, plot.Tick{Value: decade, Label: fmt.Sprintf("%g", decade)})
+		ticks = append(ticks, tick{decade, fmt.Sprintf("%g", decade)})
 		for i := 2.0; i < 10 && i*decade < highest; i++ {
-			ticks = append(ticks, plot.Tick{Value: i * decade})
+			ticks = append(ticks, tick{value: i * decade})
 		}
 	}
 	return ticks
 }
 
-// secondTicks are as many as can be read, at round numbers.
-type secondTicks struct{}
-
-func (secondTicks) Ticks(lowest, highest float64) (ticks []plot.Tick) {
+// secondTicks are as many as can be read, from 0, at round numbers.
+func secondTicks(highest float64) (ticks []tick) {
 	const most = 12
-	step := math.Pow(10, math.Floor(math.Log10((highest-lowest)/most)))
+	step := math.Pow(10, math.Floor(math.Log10(highest/most)))
 	for _, times := range []float64{2, 2.5, 2} { // 2, 5, 10
-		if (highest-lowest)/step > most {
+		if highest/step > most {
 			step *= times
 		}
 	}
-	for i := 0; lowest+float64(i)*step <= highest; i++ {
-		x := lowest + float64(i)*step
-		ticks = append(ticks, plot.Tick{Value: x, Label: strconv.FormatFloat(x, 'g', 6, 64)})
+	for i := 0; float64(i)*step <= highest; i++ {
+		x := float64(i) * step
+		ticks = append(ticks, tick{x, strconv.FormatFloat(x, 'g', 6, 64)})
 	}
 	return ticks
 }
 
-func (pic *picture) addMarks(a all) error {
+func (pic *picture) addMarks(a all) {
 	for _, kind := range markKinds {
 		of := slices.DeleteFunc(slices.Clone(a.marks), func(m mark) bool { return m.kind != kind || m.at > pic.span })
-		for i, m := range of {
-			x := m.at.Seconds()
-			line, err := plotter.NewLine(plotter.XYs{{X: x, Y: pic.plot.Y.Min}, {X: x, Y: pic.plot.Y.Max}})
-			if err != nil {
-				return err
-			}
-			line.LineStyle = markLines[kind]
-			pic.plot.Add(line)
-			if i == 0 {
-				pic.legend.Add(fmt.Sprintf("%s: %d", kind, len(of)), line)
-			}
+		for _, m := range of {
+			x := pic.x(m.at.Seconds())
+			pic.line(point{x, marginTop}, point{x, plotHeight - marginBottom}, markLines[kind])
+		}
+		if len(of) > 0 {
+			at := pic.explain(fmt.Sprintf("%s: %d", kind, len(of)))
+			pic.line(point{at.x - 8, at.y}, point{at.x + 8, at.y}, markLines[kind])
 		}
 	}
-	return nil
 }
 
 // addAnswers draws the processes in the order in which they came.
-func (pic *picture) addAnswers(a all) error {
+func (pic *picture) addAnswers(a all) {
 	if xys := a.answered[0]; xys != nil {
-		if err := pic.scatter("pid not told: "+strconv.Itoa(len(xys)), xys, answerStyle(untoldColor)); err != nil {
-			return err
-		}
+		pic.scatter("pid not told: "+strconv.Itoa(len(xys)), xys, dotRadius, glyph{color: untoldColor})
 	}
 	for i, q := range a.processes {
 		xys, label := a.answered[q.pid], ""
@@ -318,73 +334,50 @@ func (pic *picture) addAnswers(a all) error {
 		case i == legendPIDs:
 			label = fmt.Sprintf("and %d pids more", len(a.processes)-i)
 		}
-		if err := pic.scatter(label, xys, answerStyle(pidColors[i%len(pidColors)])); err != nil {
-			return err
-		}
+		pic.scatter(label, xys, dotRadius, glyph{color: pidColors[i%len(pidColors)]})
 	}
-	return nil
 }
 
-func answerStyle(c color.Color) draw.GlyphStyle {
-	return draw.GlyphStyle{Color: c, Radius: 1.3, Shape: draw.CircleGlyph{}}
-}
+// The sizes of what stands for a request.
+const (
+	dotRadius  = 1.6
+	lossRadius = 4.5
+)
 
 // addLosses draws each loss when its request began, as high as its client waited.
-func (pic *picture) addLosses(a all) error {
+func (pic *picture) addLosses(a all) {
 	for _, kind := range failures {
 		if xys := a.lost[kind]; xys != nil {
-			style := draw.GlyphStyle{Color: lossColor, Radius: 4, Shape: lossGlyphs[kind]}
-			if err := pic.scatter(fmt.Sprintf("lost, %s: %d", kind, len(xys)), xys, style); err != nil {
-				return err
-			}
+			pic.scatter(fmt.Sprintf("lost, %s: %d", kind, len(xys)), xys, lossRadius, glyph{lossColor, lossGlyphs[kind]})
 		}
 	}
-	if a.cut == nil {
-		return nil
+	if a.cut != nil {
+		pic.scatter(fmt.Sprintf("cut by a crash: %d", len(a.cut)), a.cut, lossRadius, glyph{cutColor, cross})
 	}
-	style := draw.GlyphStyle{Color: cutColor, Radius: 4, Shape: cross}
-	return pic.scatter(fmt.Sprintf("cut by a crash: %d", len(a.cut)), a.cut, style)
 }
 
 // scatter draws points, and names them in the legend unless label is empty.
-func (pic *picture) scatter(label string, xys plotter.XYs, style draw.GlyphStyle) error {
-	s, err := plotter.NewScatter(pic.thinned(xys))
-	if err != nil {
-		return err
+func (pic *picture) scatter(label string, xys []point, radius float64, g glyph) {
+	for _, at := range pic.thinned(xys) {
+		pic.glyph(at, radius, g)
 	}
-	s.GlyphStyle = style
-	pic.plot.Add(s)
 	if label != "" {
-		pic.legend.Add(label, thumbnail(style))
+		pic.glyph(pic.explain(label), max(radius, 3.5), g) // large enough to see its colour
 	}
-	return nil
 }
 
-// thinned drops the points that nobody could tell from their neighbours: a
-// picture of a million requests is as large as one of some ten thousand.
-func (pic *picture) thinned(xys plotter.XYs) plotter.XYs {
-	type cell struct{ x, y int }
-	taken := make(map[cell]bool)
-	lowest, highest := math.Log10(pic.plot.Y.Min), math.Log10(pic.plot.Y.Max)
-	return slices.DeleteFunc(slices.Clone(xys), func(xy plotter.XY) bool {
-		at := cell{
-			int(xy.X / pic.plot.X.Max * plotWidth),
-			int((math.Log10(xy.Y) - lowest) / (highest - lowest) * plotHeight),
+// thinned is where points are in the picture, without those that nobody could
+// tell from their neighbours: a picture of a million requests is as large as
+// one of some ten thousand.
+func (pic *picture) thinned(xys []point) (at []point) {
+	type pixel struct{ x, y int }
+	taken := make(map[pixel]bool)
+	for _, xy := range xys {
+		p := point{pic.x(xy.x), pic.y(xy.y)}
+		if on := (pixel{int(p.x), int(p.y)}); !taken[on] {
+			taken[on] = true
+			at = append(at, p)
 		}
-		if taken[at] {
-			return true
-		}
-		taken[at] = true
-		return false
-	})
-}
-
-// thumbnail is a glyph in the legend, large enough to see its colour.
-type thumbnail draw.GlyphStyle
-
-// Thumbnail draws it.
-func (t thumbnail) Thumbnail(c *draw.Canvas) {
-	style := draw.GlyphStyle(t)
-	style.Radius = max(style.Radius, 3)
-	c.DrawGlyph(style, c.Center())
+	}
+	return at
 }

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"gonum.org/v1/plot"
-
 	"github.com/go-handover/handover/internal/proctest/load"
 )
 
@@ -112,10 +110,7 @@ func scene() *probe {
 }
 
 func TestPictureShowsEverything(t *testing.T) {
-	svg, err := scene().picture()
-	if err != nil {
-		t.Fatal(err)
-	}
+	svg := scene().picture()
 	d := parseSVG(t, svg)
 	for _, text := range []string{
 		"time since the start (s)", "latency (ms)", // the axes, with their units
@@ -154,10 +149,7 @@ func TestPictureShowsEverything(t *testing.T) {
 func TestPictureOfNothing(t *testing.T) {
 	p := &probe{started: time.Now(), rows: []*row{{clients: []*client{{}}}}}
 	p.ended = p.started.Add(time.Millisecond)
-	svg, err := p.picture()
-	if err != nil {
-		t.Fatal(err)
-	}
+	svg := p.picture()
 	if d := parseSVG(t, svg); !slices.Contains(d.texts, "0 requests in 0s, 0 lost") {
 		t.Errorf("%q", d.texts)
 	}
@@ -172,10 +164,7 @@ func TestLegendOfManyProcessesEnds(t *testing.T) {
 		p.processes = append(p.processes, process{pid: 1000 + i})
 		c.samples = append(c.samples, sample{start: time.Duration(i) * 100 * time.Millisecond, took: time.Millisecond, pid: 1000 + i})
 	}
-	svg, err := p.picture()
-	if err != nil {
-		t.Fatal(err)
-	}
+	svg := p.picture()
 	d := parseSVG(t, svg)
 	named := 0
 	for _, text := range d.texts {
@@ -188,14 +177,12 @@ func TestLegendOfManyProcessesEnds(t *testing.T) {
 	}
 	dots := 0
 	for _, c := range pidColors {
-		dots += d.paths["fill "+hex(c.RGBA())]
+		dots += d.paths["fill "+string(c)]
 	}
 	if want := 100 + legendPIDs + 1; dots != want {
 		t.Errorf("%d dots, want %d", dots, want)
 	}
 }
-
-func hex(r, g, b, _ uint32) string { return fmt.Sprintf("#%02X%02X%02X", r>>8, g>>8, b>>8) }
 
 // Very many requests are drawn as what can be told apart.
 func TestPictureOfManyRequestsIsSmall(t *testing.T) {
@@ -207,10 +194,7 @@ func TestPictureOfManyRequestsIsSmall(t *testing.T) {
 			start: time.Duration(i) * 50 * time.Microsecond, took: time.Duration(100+i%200) * time.Microsecond, pid: 100,
 		})
 	}
-	svg, err := p.picture()
-	if err != nil {
-		t.Fatal(err)
-	}
+	svg := p.picture()
 	d := parseSVG(t, svg)
 	if n := d.paths["fill #0072B2"]; n < 10_000 || n > plotWidth*plotHeight/4 {
 		t.Errorf("%d dots", n)
@@ -231,20 +215,20 @@ func TestTicksAreRoundAndFew(t *testing.T) {
 		{100, "0 10 20 30 40 50 60 70 80 90 100"},
 		{3600, "0 500 1000 1500 2000 2500 3000 3500"},
 	} {
-		if got := labels(secondTicks{}.Ticks(0, test.highest)); got != test.want {
+		if got := labels(secondTicks(test.highest)); got != test.want {
 			t.Errorf("up to %v: %s, want %s", test.highest, got, test.want)
 		}
 	}
-	if got, want := labels(decadeTicks{}.Ticks(0.01, 1000)), "0.01 0.1 1 10 100 1000"; got != want {
+	if got, want := labels(decadeTicks(0.01, 1000)), "0.01 0.1 1 10 100 1000"; got != want {
 		t.Errorf("decades %s, want %s", got, want)
 	}
 }
 
-func labels(ticks []plot.Tick) string {
+func labels(ticks []tick) string {
 	var text []string
 	for _, tick := range ticks {
-		if tick.Label != "" {
-			text = append(text, tick.Label)
+		if tick.label != "" {
+			text = append(text, tick.label)
 		}
 	}
 	return strings.Join(text, " ")
@@ -259,8 +243,8 @@ func TestEveryKindHasALook(t *testing.T) {
 	looks := make(map[string]markKind)
 	for _, kind := range markKinds {
 		look := markLines[kind]
-		key := fmt.Sprint(look.Color, look.Dashes)
-		if look.Color == nil || looks[key] != "" {
+		key := fmt.Sprint(look.color, look.dashes)
+		if look.color == "" || looks[key] != "" {
 			t.Errorf("%s looks like %s", kind, strconv.Quote(string(looks[key])))
 		}
 		looks[key] = kind

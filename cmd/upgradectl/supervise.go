@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/go-handover/handover/internal/supervise"
+)
+
+const superviseName = "supervise"
+
+const superviseText = `Supervise runs COMMAND, a server that replaces itself, and stays for as long as
+the server does, whichever process that is. It is for everything that watches
+the one process it started: runit, s6, daemontools, supervisord, monit, a
+container, PID 1.
+
+It tells the server of itself by NOTIFY_SOCKET and UPGRADER_SUPERVISOR_PID, and
+follows MAINPID= from there to the main process of now. To that it passes on
+the signals it gets. After TERM, INT and QUIT nothing is restarted.
+
+When the last main process has ended, what is left of it, older generations
+that drain, is told to end by SIGTERM, and by SIGKILL after -kill-after.
+
+The server can store its sockets here (FDSTORE=1). After a crash -restart starts
+COMMAND again with them, so that no connection is refused, 100ms later, and each
+time twice as much up to 30s; a run of 10s begins anew. What this process was
+given as LISTEN_FDS is stored from the start.
+
+READY=1 and what else the main process says of its state is passed on to the
+NOTIFY_SOCKET of this process, if it has one; -ready-fd is s6's notification-fd.
+
+The exit code is that of the last main process, or 128 and the number of the
+signal that ended it; 127 if COMMAND is not found, 126 if it cannot be run, 5
+for wrong usage.`
+
+const superviseExample = `  exec upgradectl supervise -- /usr/local/bin/app -listen :8080
+  exec upgradectl supervise -restart on-failure -ready-fd 3 -- app
+  kill -USR1 $SUPERVISOR   # upgrades app`
+
+// superviseFlags returns the flags, which set c. They are of the standard
+// library, whose package takes them with one dash or two and leaves what follows
+// COMMAND alone.
+func superviseFlags(c *supervise.Config) *flag.FlagSet {
+	f := flag.NewFlagSet(superviseName, flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.Var(&c.Restart, "restart", "`when` to start COMMAND again after a main process has ended by itself: no, on-failure or always")
+	f.IntVar(&c.ReadyFD, "ready-fd", 0, "write a newline to descriptor `N` when the server is ready, and close it")
+	f.DurationVar(&c.KillAfter, "kill-after", supervise.DefaultKillAfter, "how long what is left of a server that has ended may take to end")
+	return f
+}
+
+// superviseCommand is for help, and for telling what is wrong: superviseAlone
+// runs what is right.
+func superviseCommand() *cobra.Command {
+	var config supervise.Config
+	c := &cobra.Command{
+		Use:     superviseName + " [flags] -- COMMAND [ARG…]",
+		Short:   "run a server under what watches one process",
+		Long:    superviseText,
+		Example: superviseExample,
+		Args: func(_ *cobra.Command, args []string) error {
+			config.Command = args
+			return checkSupervise(config)
+		},
+		RunE: func(*cobra.Command, []string) error {
+			return exit(exitUsage, "supervise takes no flags before its name: want upgradectl supervise [flags] -- COMMAND [ARG…]")
+		},
+	}
+	c.Flags().AddGoFlagSet(superviseFlags(&config))
+	c.Flags().SetInterspersed(false)
+	return c
+}
+
+func checkSupervise(c supervise.Config) error {
+	switch {
+	case len(c.Command) == 0:
+		return errors.New("no command to run: want supervise [flags] -- COMMAND [ARG…]")
+	case c.KillAfter <= 0:
+		return fmt.Errorf("-kill-after %v: want a duration above 0, 10s for example", c.KillAfter)
+	case c.ReadyFD != 0 && c.ReadyFD < 3:
+		return fmt.Errorf("-ready-fd %d: want 3 or more", c.ReadyFD)
+	}
+	return nil
+}
+
+// superviseAlone runs the command without the rest of this program: it stays in
+// memory for as long as the server runs. done is false where the
+// command line asks for help or is wrong: that is for the rest to tell.
+func superviseAlone(args []string, stderr io.Writer) (code int, done bool) {
+	if len(args) == 0 || args[0] != superviseName {
+		return 0, false
+	}
+	c := supervise.Config{Log: stderr}
+	f := superviseFlags(&c)
+	if err := f.Parse(args[1:]); err != nil {
+		return 0, false
+	}
+	c.Command = f.Args()
+	if checkSupervise(c) != nil {
+		return 0, false
+	}
+	code, err := supervise.Run(c)
+	if err != nil {
+		fmt.Fprintln(stderr, "upgradectl supervise:", printable(err.Error()))
+	}
+	return code, true
+}
