@@ -23,6 +23,43 @@ need h2load nghttp2-client
 need nginx nginx-light
 need haproxy haproxy
 need chromium chromium
+
+# The process managers that a server is upgraded under.
+need runsv runit
+need svscan daemontools
+need s6-svscan s6
+need supervisord supervisor
+need podman podman
+need runc runc
+need catatonit catatonit
+need monit monit
+need logrotate logrotate
+
+# A second systemd, with Type=notify-reload, which Debian 12 has in its backports.
+# It is unpacked for the tests and not installed: they lay it over /usr in
+# namespaces of their own. Its version is that of the machine otherwise.
+unpack_systemd() (
+	to=$(dirname "$0")/../bin/systemd-254
+	# shellcheck disable=SC2016 # it is apt's
+	from=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 2>/dev/null | head -n 1)
+	[ -n "$from" ] && [ ! -d "$to" ] && [ "$(id -u)" -eq 0 ] || return 0
+	mkdir -p "$to.new"
+	to=$(cd "$(dirname "$to")" && pwd)/systemd-254
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir" "$to.new"' EXIT
+	mkdir -p "$dir/lists/partial"
+	echo "deb $from bookworm-backports main" >"$dir/list"
+	cd "$dir"
+	echo 'setup: unpacking systemd 254'
+	set -- -q -o APT::Sandbox::User=root -o "Dir::Etc::sourcelist=$dir/list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$dir/lists"
+	apt-get "$@" update
+	apt-get "$@" download systemd libsystemd-shared libsystemd0
+	for package in *.deb; do dpkg -x "$package" "$to.new"; done
+	# Debian has /bin and /lib in /usr, and the packages of that time do not know it.
+	cp -a "$to.new/bin" "$to.new/lib" "$to.new/usr/"
+	mv "$to.new" "$to"
+)
+unpack_systemd
 [ -n "$missing" ] || exit 0
 
 echo "setup: installing$missing"
