@@ -225,7 +225,9 @@ func TestArrowsPointDownward(t *testing.T) {
 		"httpgrace":     {},
 		"internal/wire": {},
 		"internal/fd":   {"golang.org/x/sys/"},
-		"upgrader":      {"golang.org/x/sys/", "github.com/kardianos/osext", module + "/internal/fd", module + "/internal/wire"},
+		"upgrader": {
+			"golang.org/x/sys/", "github.com/kardianos/osext", module + "/internal/fd", module + "/internal/supervise", module + "/internal/wire",
+		},
 	}
 	for pkg, may := range allowed {
 		for _, dep := range list("-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./"+pkg) {

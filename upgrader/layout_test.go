@@ -74,6 +74,8 @@ var rules = []rule{
 	{pkg: "internal/site", may: []string{module + "/httpgrace"}, deep: true},
 	{pkg: "internal/proctest", may: []string{module + "/internal/proctest/"}},
 	{pkg: "internal/proctest/", may: []string{""}},
+	{pkg: "internal/managers", may: []string{module + "/internal/proctest"}},
+	{pkg: "internal/managers/", may: []string{""}},
 	{pkg: "internal/bench", may: []string{""}},
 	{pkg: "internal/bench/", may: []string{""}},
 	{pkg: "cmd/", may: []string{""}},
@@ -138,7 +140,7 @@ func TestOneImporterOfSys(t *testing.T) {
 func TestNothingImportsACommand(t *testing.T) {
 	for path, p := range listPackages(t, "linux") {
 		for _, i := range p.Imports {
-			for _, leaf := range []string{"/cmd/", "/internal/proctest", "/internal/bench"} {
+			for _, leaf := range []string{"/cmd/", "/internal/proctest", "/internal/bench", "/internal/managers"} {
 				if strings.HasPrefix(i, module+leaf) && !strings.HasPrefix(path, module+leaf) {
 					t.Errorf("%s imports %s", path, i)
 				}

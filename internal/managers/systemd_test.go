@@ -314,7 +314,7 @@ func activatedByConnection(t *testing.T, d *systemd) {
 	t.Helper()
 	s := d.open(t, "activated", "-probation 100ms", "")
 	s.upgraded()
-	s.manager.stop()
+	s.stop()
 	s.alone()
 	s.manager.(*unit).before = s.starts()
 	if said := s.answers(); !strings.Contains(said, "generation=1 ") {

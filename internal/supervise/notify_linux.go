@@ -3,6 +3,7 @@ package supervise
 import (
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,7 +39,7 @@ func (s *supervisor) notified(m fd.Message) {
 			continue
 		}
 		said[name] = value
-		if contains(passedUp, name) {
+		if slices.Contains(passedUp, name) {
 			up = append(up, line)
 		}
 	}

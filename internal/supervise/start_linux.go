@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,12 +51,12 @@ var notPassedDown = []string{"LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LIST
 func inherited() []string {
 	drop := notPassedDown
 	if w := os.Getenv("WATCHDOG_PID"); w != "" && w != strconv.Itoa(os.Getpid()) {
-		drop = append(drop[:len(drop):len(drop)], "WATCHDOG_USEC") // another's
+		drop = append(slices.Clip(drop), "WATCHDOG_USEC") // another's
 	}
 	var env []string
 	for _, v := range os.Environ() {
 		name, _, _ := strings.Cut(v, "=")
-		if !contains(drop, name) {
+		if !slices.Contains(drop, name) {
 			env = append(env, v)
 		}
 	}
@@ -70,7 +71,7 @@ func (s *supervisor) start() (pid int, err error) {
 	if !s.Direct {
 		path, args = "/proc/self/exe", append([]string{trampolineName, s.Path}, s.Command...)
 	}
-	env := append(s.env[:len(s.env):len(s.env)], s.store.environment()...)
+	env := slices.Concat(s.env, s.store.environment())
 	files := append([]uintptr{0, 1, 2}, s.store.files()...)
 	return syscall.ForkExec(path, args, &syscall.ProcAttr{Env: env, Files: files})
 }

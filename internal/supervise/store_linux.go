@@ -14,8 +14,6 @@ import (
 // storeLimit is how many descriptors are kept.
 const storeLimit = 4096
 
-func contains(names []string, name string) bool { return slices.Contains(names, name) }
-
 // stored is a descriptor that is kept for the next start.
 type stored struct {
 	name string
