@@ -10,11 +10,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/go-handover/handover/internal/proctest"
 )
 
 // monitrc is what Debian's own file says, in a directory of the test.
 const monitrc = `
-set daemon 600
+set daemon 1
 set pidfile DIR/monit.pid
 set idfile DIR/monit.id
 set statefile DIR/monit.state
@@ -44,7 +46,7 @@ func TestMonit(t *testing.T) {
 		pid, _ := strconv.Atoi(found[1]) // digits
 		return pid
 	}
-	// shows wakes monit up when the pidfile names another process than before.
+	// shows waits until another process than before is the server, and monit knows.
 	shows := func(what string, before int) int {
 		t.Helper()
 		var now int
@@ -53,12 +55,12 @@ func TestMonit(t *testing.T) {
 			now, _ = strconv.Atoi(strings.TrimSpace(string(text)))
 			return now != 0 && now != before
 		})
-		until(t, "monit shows "+what, func() bool {
-			s.Signal(s.First.Pid, syscall.SIGUSR1)
-			return pid() == now
-		})
+		until(t, "monit shows "+what, func() bool { return pid() == now })
 		return now
 	}
+	s.Wait(proctest.Text("started")) // before that the command would start it by itself, and elsewhere
+	until(t, "monit takes commands", func() bool { _, err := os.Stat(filepath.Join(h.dir, "monit.sock")); return err == nil })
+	run(t, "monit", "-c", conf, "start", "app")
 	first := shows("the server", 0)
 	s.Signal(first, syscall.SIGUSR1)
 	second := shows("the new server", first)

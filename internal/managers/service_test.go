@@ -414,7 +414,7 @@ func restarted(t *testing.T, s *service) {
 	s.upgraded()
 }
 
-const stormProbation = 4 * time.Second
+const stormProbation = 6 * time.Second
 
 func storm(t *testing.T, s *service) {
 	watched := s.pid()
@@ -422,7 +422,7 @@ func storm(t *testing.T, s *service) {
 	now := s.Now()
 	sent := 0
 	// Some managers take their time. After the verdict one more would be another upgrade.
-	for begun := time.Now(); sent < 10 && time.Since(begun) < stormProbation/3; sent++ {
+	for begun := time.Now(); sent < 10 && time.Since(begun) < stormProbation/2; sent++ {
 		s.signal(syscall.SIGUSR1)
 	}
 	s.After(now, proctest.Reached(2, "serving"))
