@@ -62,7 +62,10 @@ func (s *service) upgrade() proctest.Event {
 	s.t.Helper()
 	pid, now := s.PID(), s.Now()
 	s.signal(syscall.SIGUSR1)
-	return s.After(now, proctest.Changed(pid, "draining", "serving", "stopped"))
+	verdict := proctest.Changed(pid, "draining", "serving", "stopped")
+	return s.After(now, proctest.Match{Name: verdict.Name, Is: func(e proctest.Event) bool {
+		return verdict.Is(e) && e.From != "starting" // it may have answered before it has logged that
+	}})
 }
 
 // upgraded is upgrade, which must succeed. It returns the pid of the new server.
