@@ -12,13 +12,17 @@ package upgrader
 // environment, and blocks until that and all its descendants have ended. Then
 // it returns the exit code of the last process that served, 128 and the number
 // if a signal ended that, and true. Signals that process 1 gets go to the
-// process that serves. SIGTERM, SIGINT and SIGQUIT stop the server, and
-// what has not ended 10 seconds after the last process that served is killed.
+// process that serves. SIGTERM, SIGINT and SIGQUIT stop the server. What has
+// not ended 10 seconds after the last process that served is told to end, and
+// killed 10 seconds later: older generations that drain.
 //
 // A process that fails by itself, by an exit code that is not 0 or a signal, is
 // started again with its sockets, which the supervisor keeps: after 100 ms,
 // and each time twice as much, up to 30 s; a run of 10 s begins anew. So a
 // server that cannot start does not end the container: its probes tell.
+//
+// A program that is deployed into such a container must call it, too: it would
+// not find the sockets that were kept, and could not bind their addresses.
 //
 // In every other process it returns 0 and false at once; in a child of the
 // supervisor it takes the sockets that were kept, so it comes before New. A

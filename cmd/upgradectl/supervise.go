@@ -23,7 +23,8 @@ follows MAINPID= from there to the main process of now. To that it passes on
 the signals it gets. After TERM, INT and QUIT nothing is restarted.
 
 When the last main process has ended, what is left of it, older generations
-that drain, is told to end by SIGTERM, and by SIGKILL after -kill-after.
+that drain, may go on for -kill-after. Then it is told to end by SIGTERM, and
+after as long again, 10s at most, by SIGKILL. Make it as long as a drain.
 
 The server can store its sockets here (FDSTORE=1). After a crash -restart starts
 COMMAND again with them, so that no connection is refused, 100ms later, and each
@@ -49,7 +50,7 @@ func superviseFlags(c *supervise.Config) *flag.FlagSet {
 	f.SetOutput(io.Discard)
 	f.Var(&c.Restart, "restart", "`when` to start COMMAND again after a main process has ended by itself: no, on-failure or always")
 	f.IntVar(&c.ReadyFD, "ready-fd", 0, "write a newline to descriptor `N` when the server is ready, and close it")
-	f.DurationVar(&c.KillAfter, "kill-after", supervise.DefaultKillAfter, "how long what is left of a server that has ended may take to end")
+	f.DurationVar(&c.KillAfter, "kill-after", supervise.DefaultKillAfter, "how long what is left of a server that has ended may go on")
 	return f
 }
 

@@ -29,6 +29,7 @@ type supervisor struct {
 	code     int       // of the last main process
 	stopping syscall.Signal
 	ending   bool // there is no main process, and there will be none
+	told     bool // what is left was told to end
 	killing  bool
 	deserted bool // main has named a successor that is gone
 
@@ -165,8 +166,7 @@ func (s *supervisor) loop(signals <-chan os.Signal) (int, error) {
 			s.forward(sig)
 		}
 		if overdue {
-			s.kill, s.killing = nil, true
-			s.logf("killed what was left after %v: %v", s.KillAfter, descendants())
+			s.overdue()
 		}
 		if due && s.restart != nil { // no stop has come in between
 			s.startAgain()
@@ -271,13 +271,24 @@ func (s *supervisor) startAgain() {
 	s.logf("restarted: main process is %d", pid)
 }
 
-// end tells what is left to end.
+// end waits for what is left: generations that drain, or a process that was on
+// probation when the service stopped, and has heard of that from the main one. A
+// SIGTERM would tell them to hurry.
 func (s *supervisor) end() {
 	s.ending, s.restart = true, nil
-	if rest := s.signalRest(syscall.SIGTERM); len(rest) > 0 {
-		s.logf("told what is left to end: %v", rest)
-		s.kill = time.After(s.KillAfter)
+	s.kill = time.After(s.KillAfter)
+}
+
+// overdue tells what is left to end, and ends it the next time.
+func (s *supervisor) overdue() {
+	if s.told {
+		s.kill, s.killing = nil, true
+		s.logf("killed what was left: %v", descendants())
+		return
 	}
+	s.told = true
+	s.logf("told what is left after %v to end: %v", s.KillAfter, s.signalRest(syscall.SIGTERM))
+	s.kill = time.After(min(s.KillAfter, hurry))
 }
 
 func (s *supervisor) signalRest(sig syscall.Signal) []int {
@@ -296,7 +307,9 @@ func (s *supervisor) forward(sig syscall.Signal) {
 	switch {
 	case s.main != 0:
 		s.signal(sig)
-	case s.stopping != 0 && !s.ending: // between two main processes
+	case s.ending: // asked for twice
+		s.signalRest(sig)
+	case s.stopping != 0: // between two main processes
 		s.end()
 	}
 }

@@ -40,8 +40,11 @@ func (r *Restart) Set(s string) error {
 // DefaultName is what supervises, in its log.
 const DefaultName = "upgradectl supervise"
 
-// DefaultKillAfter is how long what a stop has left has to end.
+// DefaultKillAfter is how long what outlives the last main process may take.
 const DefaultKillAfter = 10 * time.Second
+
+// hurry is how long it has, at most, once it was told to end.
+const hurry = 10 * time.Second
 
 // Config says what to run, and how.
 type Config struct {
@@ -59,7 +62,8 @@ type Config struct {
 	ReadyFD int
 
 	// KillAfter is how long the processes that outlive the last main process
-	// have, after SIGTERM, before SIGKILL. 0: DefaultKillAfter.
+	// have to finish. Then they are told to end by SIGTERM, and after as long
+	// again, 10 s at most, by SIGKILL. 0: DefaultKillAfter.
 	KillAfter time.Duration
 
 	// Direct starts Command without the detour through this binary that sets
