@@ -24,7 +24,7 @@ test: setup bin/h2spec ## all tests, as CI runs them
 	cd cmd/upgradectl && $(GO) test $(TESTFLAGS) ./...
 
 race: setup ## what touches processes, 20 times over
-	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec|Modes)' ./upgrader/ ./httpgrace/ .
+	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec|Modes)' ./upgrader/ ./httpgrace/ ./internal/supervise/ .
 
 soak: setup ## 1,000 upgrades and 1,000 failed ones; 100 with each mode and real client
 	HANDOVER_SOAK=1000 $(GO) test -count=1 -timeout 60m -run 'Soak' -v ./upgrader/
@@ -34,7 +34,7 @@ lint: setup bin/golangci-lint-$(GOLANGCI) ## golangci-lint, shellcheck, tidy
 	bin/golangci-lint-$(GOLANGCI) run ./...
 	cd examples && ../bin/golangci-lint-$(GOLANGCI) run ./...
 	cd cmd/upgradectl && ../../bin/golangci-lint-$(GOLANGCI) run ./...
-	shellcheck scripts/*.sh .ci/run
+	shellcheck scripts/*.sh .ci/run contrib/*/run contrib/systemd/app-start
 	$(GO) mod tidy -diff
 	cd examples && $(GO) mod tidy -diff
 	cd cmd/upgradectl && $(GO) mod tidy -diff
