@@ -31,6 +31,7 @@ type attempt struct {
 	latest   time.Time           // progress extends the limit up to this
 	text     string              // the successor's last words
 
+	restarted bool            // the successor is the second one: see startAgain
 	err       error           // why it failed; then it only ends
 	exited    <-chan struct{} // the successor's end, once it failed
 	killed    bool
@@ -97,12 +98,16 @@ func (r *run) upgrade(req request) {
 	}
 	r.step(upgradeAsked, nil)
 	r.manager.upgrading(r.generation + 1)
-	ctx, cancel := context.WithCancel(req.ctx)
+	r.begin(&attempt{request: req, begun: time.Now()})
+}
+
+// begin starts the successor of an attempt, beside the loop.
+func (r *run) begin(a *attempt) {
+	ctx, cancel := context.WithCancel(a.ctx)
 	result := make(chan launched, 1)
-	r.attempt = &attempt{
-		request: req, phase: PhasePrepare, begun: time.Now(),
-		since: time.Now(), cancel: cancel, canceled: req.ctx.Done(), launched: result,
-	}
+	a.phase, a.since = PhasePrepare, time.Now()
+	a.cancel, a.canceled, a.launched = cancel, a.ctx.Done(), result
+	r.attempt = a
 	r.publish(Event{Kind: EventPhase, Phase: PhasePrepare})
 	go func() {
 		s, err := r.carrier(ctx)
@@ -481,9 +486,30 @@ func (r *run) expired() {
 	}
 }
 
+// startAgain begins once more if the successor has ended before it said hello,
+// by a signal that triggers upgrades: sent to all processes of the service, as
+// systemctl kill does by default, it reaches one that has been executed and does
+// not handle signals yet. How a sibling has ended is not known.
+func (r *run) startAgain() bool {
+	a := r.attempt
+	if a.stopAfter || a.restarted || a.phase != PhaseHello || !errors.Is(a.err, errEnded) || !a.hit(r.triggers.Load()) {
+		return false
+	}
+	r.log.Info("successor started again", "pid", os.Getpid(), "generation", r.generation, "successor", a.pid,
+		"reason", "it was ended before it said hello, perhaps by the signal for this process")
+	_ = a.Close() // it is gone
+	a.ignore()
+	a.cancel()
+	r.begin(&attempt{request: a.request, begun: a.begun, restarted: true})
+	return true
+}
+
 // ended: nothing of the failed attempt is left.
 func (r *run) ended() {
 	a := r.attempt
+	if r.state == upgrading && r.startAgain() {
+		return
+	}
 	if r.state == upgrading && !a.stopAfter {
 		err := r.failure(a)
 		r.step(successorFailed, err)

@@ -232,6 +232,12 @@ func (f fault) happen(predecessor int) {
 	case "kill":
 		self(syscall.SIGKILL)
 		select {}
+	case "usr1":
+		dieOfUSR1()
+	case "usr1 once":
+		if os.Mkdir(os.Getenv(envProgram)+".once", 0o700) == nil {
+			dieOfUSR1()
+		}
 	case "stop":
 		stopHere()
 	case "term":
@@ -247,6 +253,12 @@ func (f fault) happen(predecessor int) {
 	case "term predecessor":
 		_ = syscall.Kill(predecessor, syscall.SIGTERM)
 	}
+}
+
+// dieOfUSR1 ends the process as that signal does before Go's runtime has come to
+// handle it: what executes a shell has no handler any more.
+func dieOfUSR1() {
+	panic(syscall.Exec("/bin/sh", []string{"sh", "-c", "kill -USR1 $$"}, os.Environ()))
 }
 
 // stopHere stops the process before it returns: a signal to the thread is

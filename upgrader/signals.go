@@ -38,6 +38,7 @@ func (u *Upgrader) HandleSignals(ctx context.Context, s Signals) error {
 			return fmt.Errorf("upgrader: signal %v is there twice: want it once, for Upgrade or for Stop", sig)
 		}
 	}
+	u.triggers.Store(&s.Upgrade)
 	upgrades, stops := notify(s.Upgrade), notify(s.Stop)
 	go func() {
 		defer signal.Stop(upgrades)

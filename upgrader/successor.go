@@ -35,6 +35,20 @@ func (s *successor) dead() bool {
 	}
 }
 
+// hit reports that the successor, which is dead, was ended by one of these
+// signals. That of a sibling nobody here can know: only one without a trace of
+// its end can be.
+func (s *successor) hit(triggers *[]os.Signal) bool {
+	if triggers == nil || !s.dead() {
+		return false // nothing triggers, or it was not the signal that ended it
+	}
+	if s.state == nil {
+		return !s.child
+	}
+	sig, found := endedBy(s.state)
+	return found && slices.Contains(*triggers, sig)
+}
+
 // reaped waits until the kernel has ended a successor that was killed.
 func (s *successor) reaped() {
 	s.ignore()

@@ -179,6 +179,8 @@ type Upgrader struct {
 	gone     chan struct{}              // closed by run at its end, after farewell is set
 	farewell Status                     // the last one
 
+	triggers atomic.Pointer[[]os.Signal] // that ask for an upgrade; nil: none
+
 	isInit bool // this is PID 1, and with it its PID namespace ends
 
 	committed atomic.Bool          // see state.committed; written by run

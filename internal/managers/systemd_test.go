@@ -180,11 +180,11 @@ func (u *unit) pid() int {
 	return 1
 }
 
-// signal is for the main process, as contrib says: one for all reaches a process
-// that was forked in this instant, too, and ends it before it can know better.
+// signal is for every process of the unit, as systemctl has it by default: also for
+// one that drains, is on probation, or was executed just now.
 func (u *unit) signal(sig syscall.Signal) {
 	u.t.Helper()
-	u.systemctl(u.t, "kill", "--kill-whom=main", "-s", strconv.Itoa(int(sig)), u.name)
+	u.systemctl(u.t, "kill", "-s", strconv.Itoa(int(sig)), u.name)
 }
 
 func (u *unit) stop() {
