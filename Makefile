@@ -10,7 +10,7 @@ COUNT     ?= 1
 # Process tests wait far more than they compute.
 TESTFLAGS ?= -race -shuffle=on -count=$(COUNT) -parallel $(PARALLEL) -timeout 25m
 
-.PHONY: help demo test race soak lint fuzz bench cover cross setup
+.PHONY: help demo test managers race soak lint fuzz bench cover cross setup
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,10 +18,14 @@ help: ## this list
 demo: ## the main job: upgrades under load, prints what was lost
 	scripts/demo.sh
 
-test: setup bin/h2spec ## all tests, as CI runs them
-	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) ./...
+test: setup bin/h2spec ## all tests but those of make managers, as CI runs them
+	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v /internal/managers)
 	cd examples && $(GO) test $(TESTFLAGS) ./...
 	cd cmd/upgradectl && $(GO) test $(TESTFLAGS) ./...
+
+managers: ## tests under real process managers, on a machine that does nothing else
+	scripts/setup.sh managers
+	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) ./internal/managers/
 
 race: setup ## what touches processes, 20 times over
 	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec|Modes)' ./upgrader/ ./httpgrace/ ./internal/supervise/ .

@@ -1,7 +1,8 @@
 #!/bin/sh
 # setup.sh installs the Debian packages that the tests need and that are not
 # there: a C compiler for the race detector, shellcheck, and the clients and
-# proxies that are put on a server while it is upgraded.
+# proxies that are put on a server while it is upgraded. With the argument
+# managers it also installs the process managers that it is upgraded under.
 set -eu
 
 PATH=$PATH:/usr/sbin # nginx, haproxy
@@ -25,15 +26,17 @@ need haproxy haproxy
 need chromium chromium
 
 # The process managers that a server is upgraded under.
-need runsv runit
-need svscan daemontools
-need s6-svscan s6
-need supervisord supervisor
-need podman podman
-need runc runc
-need catatonit catatonit
-need monit monit
-need logrotate logrotate
+if [ "${1-}" = managers ]; then
+	need runsv runit
+	need svscan daemontools
+	need s6-svscan s6
+	need supervisord supervisor
+	need podman podman
+	need runc runc
+	need catatonit catatonit
+	need monit monit
+	need logrotate logrotate
+fi
 
 # A second systemd, with Type=notify-reload, which Debian 12 has in its backports.
 # It is unpacked for the tests and not installed: they lay it over /usr in
@@ -59,7 +62,7 @@ unpack_systemd() (
 	cp -a "$to.new/bin" "$to.new/lib" "$to.new/usr/"
 	mv "$to.new" "$to"
 )
-unpack_systemd
+[ "${1-}" != managers ] || unpack_systemd
 [ -n "$missing" ] || exit 0
 
 echo "setup: installing$missing"
