@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/go-handover/handover/internal/proctest"
+	"github.com/go-handover/handover/internal/supervise"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -196,7 +198,13 @@ func TestExamplesAreUnderstood(t *testing.T) {
 			if text := strings.TrimSpace(line); text == "" || strings.HasPrefix(text, "#") {
 				continue
 			}
-			_, rest, _ := strings.Cut(line, "upgradectl ")
+			_, rest, found := strings.Cut(line, "upgradectl ")
+			if c.Name() == superviseName {
+				if found {
+					superviseIsUnderstood(t, strings.Fields(rest))
+				}
+				continue
+			}
 			rest, _, _ = strings.Cut(rest, "|")
 			rest, _, _ = strings.Cut(rest, "&")
 			args := strings.Fields(strings.ReplaceAll(rest, "/usr/local/share", dir))
@@ -211,6 +219,18 @@ func TestExamplesAreUnderstood(t *testing.T) {
 			}
 		}
 	})
+}
+
+// superviseIsUnderstood: that command would take this process over.
+func superviseIsUnderstood(t *testing.T, args []string) {
+	t.Helper()
+	var c supervise.Config
+	f := superviseFlags(&c)
+	err := f.Parse(args[1:])
+	c.Command = f.Args()
+	if err := errors.Join(err, checkSupervise(c)); err != nil || args[0] != superviseName {
+		t.Errorf("upgradectl %s: %v", strings.Join(args, " "), err)
+	}
 }
 
 // TestManPagesAreCurrent: go generate writes them anew.

@@ -139,7 +139,7 @@ func TestInterruptPrintsTheTable(t *testing.T) {
 	if out := p.stdout.String(); !strings.Contains(out, "GET /slow?ms=300 keep") || !strings.Contains(out, "total") {
 		t.Errorf("no table:\n%s", out)
 	}
-	if svg, err := os.ReadFile(picture); err != nil || !strings.HasPrefix(string(svg), "<?xml") {
+	if svg, err := os.ReadFile(picture); err != nil || !strings.HasPrefix(string(svg), "<svg") {
 		t.Errorf("no picture: %v", err)
 	}
 }
