@@ -17,9 +17,10 @@ import (
 
 // Listen returns the listening socket with this name: the one that the
 // predecessor handed over if there is one, else the one that a service manager
-// has opened or kept, else a new one, opened through Options.ListenConfig. network and address are those of net.Listen, for
-// "tcp", "tcp4", "tcp6", "unix" and "unixpacket". The net.Listener is a
-// *Listener, behind the gate; the caller closes it.
+// has opened or kept, else a new one, opened through Options.ListenConfig.
+// network and address are those of net.Listen, for "tcp", "tcp4", "tcp6", "unix"
+// and "unixpacket". The net.Listener is a *Listener, behind the gate; the caller
+// closes it.
 //
 // An inherited socket is used if it was asked for with the same network and
 // address, or if address resolves to what it is bound to; so port 0 keeps its

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -36,20 +37,26 @@ type socket struct {
 // unlink removes the path of a unix socket, if it still is the file that was
 // bound: a successor, or a stranger, may have bound another one since.
 func (s *socket) unlink() error {
-	if s.Ino == 0 || !s.hasPath() {
+	if s.Ino == 0 {
 		return nil
+	}
+	if has, err := s.hasPath(); err != nil || !has {
+		return err
 	}
 	return os.Remove(s.Address)
 }
 
 // hasPath reports that the path of a unix socket is the file that was bound.
-func (s *socket) hasPath() bool {
+func (s *socket) hasPath() (bool, error) {
 	fi, err := os.Lstat(s.Address)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	dev, ino := fd.Identity(fi)
-	return dev == s.Dev && ino == s.Ino
+	return dev == s.Dev && ino == s.Ino, nil
 }
 
 // drop closes what nobody has claimed.

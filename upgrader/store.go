@@ -102,7 +102,10 @@ func (u *Upgrader) parkActivated(n int, name string) error {
 // a stop removes, is not its own any more.
 func (u *Upgrader) parkStored(f *os.File, name string, meta wire.Socket) {
 	s := &socket{Socket: meta, parked: f, inherited: true}
-	isOurs := meta.Ino == 0 || s.hasPath()
+	isOurs := meta.Ino == 0
+	if !isOurs {
+		isOurs, _ = s.hasPath() // one that cannot be looked at is of no use either
+	}
 	if isOurs && u.sockets.free(meta.Name) == meta.Name && s.parkedAddr() != nil && u.sockets.park(s) == nil {
 		u.manager.stored[name] = true
 		return

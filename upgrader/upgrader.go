@@ -385,9 +385,9 @@ func (u *Upgrader) Ready() error {
 //
 // The error is a *SuccessorError for an attempt that was made; ErrNotReady,
 // ErrBusy, ErrUpgraded or ErrStopped, with nothing started, if none could be;
-// ErrInit in PID 1; ErrNotSupported on Windows. Until the successor is committed, the end of ctx
-// gives the attempt up; afterwards it ends only the wait, and the error is
-// that of ctx.
+// ErrInit in PID 1; ErrNotSupported on Windows. Until the successor is
+// committed, the end of ctx gives the attempt up; afterwards it ends only the
+// wait, and the error is that of ctx.
 func (u *Upgrader) Upgrade(ctx context.Context) error {
 	if !supported {
 		return ErrNotSupported

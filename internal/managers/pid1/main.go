@@ -63,7 +63,10 @@ func run(args []string) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeUntil(up.Done(), ln) }()
-	time.Sleep(*delay) // a warm-up
+	select {
+	case <-time.After(*delay): // a warm-up
+	case <-up.Done():
+	}
 	if err := up.Ready(); err != nil && !errors.Is(err, upgrader.ErrStopped) {
 		return err
 	}
