@@ -97,7 +97,7 @@ func (r *run) upgrade(req request) {
 		return
 	}
 	r.step(upgradeAsked, nil)
-	r.manager.upgrading(r.generation + 1)
+	r.manager.upgrading(r.Generation() + 1)
 	r.begin(&attempt{request: req, begun: time.Now()})
 }
 
@@ -292,7 +292,7 @@ func (r *run) confirm() {
 	r.successor.Store(a.peer)
 	// It can be triggered already, and says nothing to the manager before it has
 	// heard who drains.
-	r.manager.replaced(a.pid, a.id, r.generation+1)
+	r.manager.replaced(a.pid, a.id, r.Generation()+1)
 	r.handOn(timeUp, ErrUpgraded)
 	a.answer(nil)
 	r.attempt = &attempt{}
@@ -330,7 +330,7 @@ func (r *run) heirSaid(m wire.Message, ok bool) {
 		return
 	}
 	if m, isHurry := m.(wire.Hurry); isHurry {
-		if r.generation <= m.Generation {
+		if r.Generation() <= m.Generation {
 			r.hurryUp()
 		}
 		r.hurryElders(m.Generation)
@@ -409,7 +409,7 @@ func (r *run) rollBack(e event, why error) {
 // report answers for an attempt that was rolled back.
 func (u *Upgrader) report(a *attempt) {
 	err := u.failure(a)
-	u.log.Warn("rolled back", "pid", os.Getpid(), "generation", u.generation, "successor", a.pid, "err", err)
+	u.log.Warn("rolled back", "pid", os.Getpid(), "generation", u.Generation(), "successor", a.pid, "err", err)
 	a.answer(err)
 }
 
@@ -495,7 +495,7 @@ func (r *run) startAgain() bool {
 	if a.stopAfter || a.restarted || a.phase != PhaseHello || !errors.Is(a.err, errEnded) || !a.hit(r.triggers.Load()) {
 		return false
 	}
-	r.log.Info("successor started again", "pid", os.Getpid(), "generation", r.generation, "successor", a.pid,
+	r.log.Info("successor started again", "pid", os.Getpid(), "generation", r.Generation(), "successor", a.pid,
 		"reason", "it was ended before it said hello, perhaps by the signal for this process")
 	_ = a.Close() // it is gone
 	a.ignore()

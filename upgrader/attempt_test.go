@@ -803,8 +803,8 @@ func TestRolledBackTwiceThenUpgraded(t *testing.T) {
 			p.wantServing()
 		}
 		p.wantNextUpgradeWorks()
-		if p.generation != 1 {
-			t.Errorf("generation %d", p.generation)
+		if p.Generation() != 1 {
+			t.Errorf("generation %d", p.Generation())
 		}
 	})
 }

@@ -367,7 +367,7 @@ func newSuccessor(t *testing.T, generation int, o Options, m wire.Manifest) *pro
 	return newProcess(t, o, func(p *process) {
 		p.old = servingPIDFile(t, p.path)
 		p.pidfile, p.pidfileShared = succeed(t, p.old, os.Getpid()), true
-		p.generation = generation
+		p.generation.Store(int64(generation))
 		p.predecessor = newFarEnd(p, "predecessor")
 		p.r.pred = predecessor{peer: newPeer(p.predecessor, firstChild-1, p.adopt), manifest: m}
 	})

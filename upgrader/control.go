@@ -81,7 +81,7 @@ func (u *Upgrader) serveControl(l *Listener) {
 			return
 		default: // at the limit of descriptors, for example
 			<-room
-			u.log.Warn("control socket", "pid", os.Getpid(), "generation", u.generation, "err", err)
+			u.log.Warn("control socket", "pid", os.Getpid(), "generation", u.Generation(), "err", err)
 			select {
 			case <-time.After(controlPause):
 			case <-u.done:

@@ -36,7 +36,7 @@ const (
 
 // publish tells whoever follows. It does not block.
 func (r *run) publish(e Event) {
-	e.Time, e.PID, e.Generation = time.Now(), os.Getpid(), r.generation
+	e.Time, e.PID, e.Generation = time.Now(), os.Getpid(), r.Generation()
 	if a := r.attempt; a.underWay() {
 		e.Elapsed = time.Since(a.begun)
 		if a.successor != nil {

@@ -61,7 +61,7 @@ func heirOf(t testing.TB, u *Upgrader, o Options) *Upgrader {
 		t.Fatal(err)
 	}
 	heir := newAlone(t, o)
-	heir.generation = u.generation + 1
+	heir.generation.Store(u.generation.Load() + 1)
 	for i, f := range files {
 		if err := heir.sockets.park(&socket{Socket: meta[i], parked: f, inherited: true}); err != nil {
 			t.Fatal(err)

@@ -38,7 +38,7 @@ func newTestator(t *testing.T, u *Upgrader) *testator {
 	must(t, err)
 	w := &testator{t: t, conn: wire.NewConn(local)}
 	t.Cleanup(func() { w.conn.Close() })
-	w.env = environment{channel: leave(t, remote), generation: u.generation + 1, predecessor: pid}
+	w.env = environment{channel: leave(t, remote), generation: u.Generation() + 1, predecessor: pid}
 	meta, files, err := u.sockets.duplicate()
 	must(t, err)
 	defer closeAll(files)
@@ -125,7 +125,7 @@ func TestSuccessorFindsWhatItWasLeft(t *testing.T) {
 	l := listenAs(t, old, "main", "tcp", "127.0.0.1:0")
 	p := listenPacketAs(t, old, "größe = 1", "udp", "127.0.0.1:0")
 	must(t, old.AddFile("file", os.Stdin))
-	old.generation = 6
+	old.generation.Store(6)
 	w := newTestator(t, old).bequeath()
 	heard := w.answer(w.manifest())
 	u := newAlone(t, Options{})

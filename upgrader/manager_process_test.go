@@ -304,7 +304,7 @@ func TestWatchdogIsRewritten(t *testing.T) {
 	t.Setenv("WATCHDOG_USEC", "1000000")
 	t.Setenv("WATCHDOG_PID", "1")
 	u := newUpgrader(Options{Logger: slog.New(slog.DiscardHandler)})
-	u.generation = 2
+	u.generation.Store(2)
 	u.openManager()
 	if got := os.Getenv("WATCHDOG_PID"); got != strconv.Itoa(os.Getpid()) {
 		t.Errorf("WATCHDOG_PID=%s", got)

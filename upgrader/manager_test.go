@@ -165,7 +165,7 @@ func managedSuccessor(t *testing.T) (*process, *told) {
 	p := newProcess(t, Options{}, func(p *process) {
 		p.old = servingPIDFile(t, p.path)
 		p.pidfile, p.pidfileShared = succeed(t, p.old, os.Getpid()), true
-		p.generation = 2
+		p.generation.Store(2)
 		p.predecessor = newFarEnd(p, "predecessor")
 		p.r.pred = predecessor{peer: newPeer(p.predecessor, firstChild-1, p.adopt), manifest: manifest}
 		heard = p.listens(false, 10*time.Second)

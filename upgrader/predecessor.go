@@ -50,7 +50,7 @@ func (r *run) settle(elapsed time.Duration) {
 	r.warn("former pidfile not removed", errors.Join(r.former.install(), r.former.remove()))
 	r.former = nil
 	r.warn("unclaimed sockets not closed", r.sockets.closeUnclaimed())
-	if r.generation > 1 {
+	if r.Generation() > 1 {
 		r.judge(Verdict{Result: Upgraded, PID: os.Getpid(), Duration: elapsed})
 	}
 	if !r.pred.alive() {
@@ -60,7 +60,7 @@ func (r *run) settle(elapsed time.Duration) {
 		r.pred.overdue = time.After(d + hurryTimeout)
 	}
 	if r.options.MaxDraining > 0 {
-		r.hurryElders(r.generation - 1 - r.options.MaxDraining)
+		r.hurryElders(r.Generation() - 1 - r.options.MaxDraining)
 	}
 }
 
@@ -71,7 +71,7 @@ func (r *run) hurryElders(generation int) {
 		return
 	}
 	_ = r.pred.Send(wire.Hurry{Generation: generation}) // if it is gone, it needs no hurry
-	if r.generation-1 <= generation {
+	if r.Generation()-1 <= generation {
 		r.pred.overdue = time.After(hurryTimeout)
 	}
 }
@@ -106,7 +106,7 @@ func (r *run) told(m wire.Message, ok bool) {
 	case wire.Draining:
 		r.elders = m.Processes
 		if r.state.committed() && !r.manager.main {
-			r.manager.take(r.generation)
+			r.manager.take(r.Generation())
 			r.store()
 		}
 	case wire.Abort:

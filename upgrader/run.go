@@ -100,7 +100,7 @@ func (r *run) step(e event, why error) {
 		panic(err)
 	}
 	attrs := []slog.Attr{
-		slog.Int("pid", os.Getpid()), slog.Int("generation", r.generation),
+		slog.Int("pid", os.Getpid()), slog.Int("generation", r.Generation()),
 		slog.String("from", from.String()), slog.String("to", to.String()),
 	}
 	published := Event{Kind: EventState, From: from.String(), To: to.String()}
@@ -149,7 +149,7 @@ func (r *run) answerReady(err error) {
 // warn logs what went wrong after the point where it could still be undone.
 func (r *run) warn(what string, err error) {
 	if err != nil {
-		r.log.Warn("clean-up failed", "what", what, "pid", os.Getpid(), "generation", r.generation, "err", err)
+		r.log.Warn("clean-up failed", "what", what, "pid", os.Getpid(), "generation", r.Generation(), "err", err)
 	}
 }
 
@@ -184,7 +184,7 @@ func (r *run) ready(reply chan<- error) {
 // serveAsMain tells the service manager that this process is the server, and
 // that there is no other.
 func (r *run) serveAsMain() {
-	r.manager.serving(r.generation)
+	r.manager.serving(r.Generation())
 	r.store()
 }
 

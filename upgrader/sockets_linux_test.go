@@ -111,7 +111,7 @@ func TestSocketOptionsAreKept(t *testing.T) {
 				next, _ := hold(t, heir, "main", tt.network, "127.0.0.1:0")
 				take(t, u, heir)
 				if got := sockopt(t, next, tt.level, tt.name); got != want {
-					t.Errorf("generation %d: %d, want %d", heir.generation, got, want)
+					t.Errorf("generation %d: %d, want %d", heir.Generation(), got, want)
 				}
 				u = heir
 			}

@@ -144,10 +144,10 @@ func TestSixGenerationsShareOneSocket(t *testing.T) {
 				heir := heirOf(t, u, Options{})
 				next, nextAddr := hold(t, heir, "main", kind.network, address)
 				if got := inode(t, next); got != ino {
-					t.Fatalf("generation %d has socket %d, want %d", heir.generation, got, ino)
+					t.Fatalf("generation %d has socket %d, want %d", heir.Generation(), got, ino)
 				}
 				if got := heir.sockets.named["main"].Socket; got != meta || nextAddr.String() != addr.String() {
-					t.Fatalf("generation %d has %+v at %v, want %+v at %v", heir.generation, got, nextAddr, meta, addr)
+					t.Fatalf("generation %d has %+v at %v, want %+v at %v", heir.Generation(), got, nextAddr, meta, addr)
 				}
 				wantFlags(t, next)
 				wantFlags(t, h)

@@ -115,7 +115,7 @@ func (r *run) status() Status {
 		s.Last = &last
 	}
 	if a := r.attempt; a.successor != nil && r.state != onProbation {
-		p := asProcess(wire.Process{Generation: r.generation + 1, PID: a.pid, Build: a.build, State: string(a.phase), Since: a.since})
+		p := asProcess(wire.Process{Generation: r.Generation() + 1, PID: a.pid, Build: a.build, State: string(a.phase), Since: a.since})
 		if a.phase == PhaseProbation {
 			p.State = onProbation.String()
 		}
@@ -123,12 +123,12 @@ func (r *run) status() Status {
 	}
 	if r.heir != nil {
 		s.Processes = append(s.Processes, asProcess(wire.Process{
-			Generation: r.generation + 1, PID: r.heir.pid, Build: r.heir.build, State: serving.String(), Since: r.since,
+			Generation: r.Generation() + 1, PID: r.heir.pid, Build: r.heir.build, State: serving.String(), Since: r.since,
 		}))
 	}
 	for _, p := range r.line() {
 		s.Processes = append(s.Processes, asProcess(p))
-		s.Processes[len(s.Processes)-1].Self = p.PID == os.Getpid() && p.Generation == r.generation
+		s.Processes[len(s.Processes)-1].Self = p.PID == os.Getpid() && p.Generation == r.Generation()
 	}
 	return s
 }
@@ -142,7 +142,7 @@ func (r *run) line() []wire.Process {
 	if len(r.elders) > 0 {
 		return append(line, r.elders...)
 	}
-	p := wire.Process{Generation: r.generation - 1, PID: r.pred.pid, Build: r.pred.manifest.Build, Since: r.since}
+	p := wire.Process{Generation: r.Generation() - 1, PID: r.pred.pid, Build: r.pred.manifest.Build, Since: r.since}
 	switch r.state {
 	case starting, waiting:
 		p.State = upgrading.String()
@@ -156,7 +156,7 @@ func (r *run) line() []wire.Process {
 
 func (r *run) self() wire.Process {
 	p := wire.Process{
-		Generation: r.generation, PID: os.Getpid(), Build: r.build,
+		Generation: r.Generation(), PID: os.Getpid(), Build: r.build,
 		State: r.state.String(), Since: r.since, Connections: r.connections(),
 	}
 	if r.state.final() && r.options.DrainTimeout > 0 {

@@ -212,7 +212,7 @@ const (
 )
 
 func (u *Upgrader) start(ctx context.Context, img *image, in inheritance) (*started, error) {
-	extra, vars, err := in.files(u.generation + 1)
+	extra, vars, err := in.files(u.Generation() + 1)
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +356,7 @@ func (u *Upgrader) attemptError(phase Phase, err error) *SuccessorError {
 func (u *Upgrader) manifest(sockets []wire.Socket, counters wire.Counters) wire.Manifest {
 	return wire.Manifest{
 		Version:      wire.Version,
-		Generation:   u.generation + 1,
+		Generation:   u.Generation() + 1,
 		PIDFile:      u.options.PIDFile,
 		Probation:    max(u.options.Probation, 0),
 		DrainTimeout: max(u.options.DrainTimeout, 0),

@@ -159,7 +159,7 @@ func fill[T int | time.Duration](field *T, value T) {
 type Upgrader struct {
 	options    Options
 	log        *slog.Logger
-	generation int
+	generation atomic.Int64 // written by run, once New has returned
 	executable executable
 	sockets    sockets
 	hooks      func(point string) // tests stop, crash and hang a process here
@@ -247,7 +247,7 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 	if err != nil {
 		return nil, err
 	}
-	u.generation = l.generation
+	u.generation.Store(int64(l.generation))
 	u.openManager()
 	if l.executable != "" && o.Executable == "" {
 		// A link may lead elsewhere since the file was opened: argv[0] is no claim
@@ -281,7 +281,7 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 // openManager finds out who manages this service, and takes the sockets that
 // come from there.
 func (u *Upgrader) openManager() {
-	first := u.generation == 1
+	first := u.Generation() == 1
 	u.manager = findManager(os.LookupEnv, first, u.log)
 	if first {
 		u.activate()
@@ -294,23 +294,24 @@ func (u *Upgrader) openManager() {
 }
 
 func newUpgrader(o Options) *Upgrader {
-	return &Upgrader{
-		options:    o,
-		log:        o.Logger,
-		generation: 1,
-		sockets:    sockets{named: map[string]*socket{}, changed: make(chan struct{}, 1)},
-		requests:   make(chan request),
-		readies:    make(chan chan<- error),
-		stops:      make(chan stopRequest),
-		says:       make(chan string),
-		orders:     make(chan order),
-		looks:      make(chan chan<- Status),
-		gone:       make(chan struct{}),
-		build:      build(o.Version),
-		done:       make(chan struct{}),
-		hurry:      make(chan struct{}),
-		alone:      make(chan struct{}),
+	u := &Upgrader{
+		options:  o,
+		log:      o.Logger,
+		sockets:  sockets{named: map[string]*socket{}, changed: make(chan struct{}, 1)},
+		requests: make(chan request),
+		readies:  make(chan chan<- error),
+		stops:    make(chan stopRequest),
+		says:     make(chan string),
+		orders:   make(chan order),
+		looks:    make(chan chan<- Status),
+		gone:     make(chan struct{}),
+		build:    build(o.Version),
+		done:     make(chan struct{}),
+		hurry:    make(chan struct{}),
+		alone:    make(chan struct{}),
 	}
+	u.generation.Store(1)
+	return u
 }
 
 // openPIDFiles takes over the predecessor's pidfile. If this build keeps
@@ -340,7 +341,7 @@ func (u *Upgrader) openPIDFiles(l *legacy) (former *pidfile, err error) {
 }
 
 // Generation is 1 for the first process and one more for each successor.
-func (u *Upgrader) Generation() int { return u.generation }
+func (u *Upgrader) Generation() int { return int(u.generation.Load()) }
 
 // Progress tells the predecessor that this process, not ready yet, is getting
 // there: ReadyTimeout starts anew, up to 10 minutes in all. The text is what an

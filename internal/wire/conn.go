@@ -16,6 +16,9 @@ import (
 // SendTimeout is how long one Send may wait for the peer to read.
 const SendTimeout = 5 * time.Second
 
+// MaxRights is the most descriptors of one message: SCM_MAX_FD of Linux.
+const MaxRights = 253
+
 // Conn is one end of a handover channel.
 type Conn struct {
 	c *net.UnixConn
@@ -43,7 +46,8 @@ func NewConn(c *net.UnixConn) *Conn {
 func (c *Conn) SetLimit(limit int) { c.limit = uint32(min(limit, MaxFrame)) }
 
 // Send writes m, with duplicates of the descriptors rights, which remain the
-// caller's: one with a Connection, none with anything else. Either the whole
+// caller's: as many as m says, which is none but for a Connection, Descriptors and
+// Locks. Either the whole
 // frame is written, or the error says why not. It waits for the peer for
 // SendTimeout; then, and after part of a frame was written, the Conn is broken
 // and every later Send fails. A message that does not fit a frame is refused
@@ -69,7 +73,19 @@ func (c *Conn) Send(m Message, rights ...int) error {
 
 // takes returns how many descriptors ride along with m.
 func takes(m Message) int {
-	if _, ok := m.(Connection); ok {
+	switch m := m.(type) {
+	case Connection:
+		return 1
+	case Descriptors:
+		return m.Count
+	case Locks:
+		return count(m.PIDFile) + count(m.Turn)
+	}
+	return 0
+}
+
+func count(there bool) int {
+	if there {
 		return 1
 	}
 	return 0
@@ -110,8 +126,9 @@ func (c *Conn) writeAll(frame, oob []byte) (int, error) {
 
 // Receive waits for a message and returns it with the descriptors that came
 // with it, which are the caller's and close-on-exec; their O_NONBLOCK is as the
-// sender left it. A Connection comes with one, or with none if this process was
-// at its limit and the kernel had to drop it. The others come with none.
+// sender left it. What takes descriptors comes with all of them, or with none if
+// this process was at its limit and the kernel had to drop some. The others come
+// with none.
 //
 // The error is io.EOF if the peer closed its end between two frames or died
 // there, and io.ErrUnexpectedEOF inside one. After a message that cannot be

@@ -19,6 +19,8 @@ const (
 	VerbRollback = "rollback" // end probation: back to the predecessor
 	VerbConfirm  = "confirm"  // end probation: there is no way back
 	VerbStop     = "stop"     // stop the service politely
+	VerbPromote  = "promote"  // make the first standby the server, and wait for the verdict
+	VerbSwap     = "swap"     // the same, and stand by for it afterwards
 )
 
 // Notice is something that happens while a request is carried out: an event of

@@ -33,11 +33,14 @@ const maxText = 64 << 10
 // A Message is one of the types of this package, as a value.
 type Message interface{ kind() string }
 
-// Hello is the first message of a successor.
+// Hello is the first message of a successor. On a connection to the control
+// socket it asks for the sockets: its sender was not started by the predecessor.
 type Hello struct {
 	Version int    `json:"version"`
-	PID     int    `json:"pid"`
+	PID     int    `json:"pid"` // as the sender sees itself
 	Build   string `json:"build"`
+	Standby bool   `json:"standby,omitempty"` // it waits for its commit for as long as it takes
+	Managed bool   `json:"managed,omitempty"` // it has a service manager of its own
 }
 
 // Manifest answers Hello: what the successor is going to be, and its sockets.
@@ -50,6 +53,7 @@ type Manifest struct {
 	Sockets      []Socket      `json:"sockets,omitempty"` // in the order of their descriptors
 	Build        string        `json:"build,omitempty"`   // the predecessor's
 	Counters     Counters      `json:"counters,omitzero"` // of all generations until now
+	PID          int           `json:"pid,omitempty"`     // the predecessor's, as it sees itself
 }
 
 // Counters tell how attempts to upgrade the service have ended.
@@ -63,7 +67,7 @@ type Counters struct {
 // Socket describes one socket of a Manifest.
 type Socket struct {
 	Name      string `json:"name,omitempty"`
-	Kind      string `json:"kind,omitempty"`      // listener, packet or file
+	Kind      string `json:"kind,omitempty"`      // listener, packet, file, process, pidfile or turn
 	Network   string `json:"network,omitempty"`   // as in package net
 	Requested string `json:"requested,omitempty"` // the address as asked for, "localhost:0"
 	Address   string `json:"address,omitempty"`   // the address as bound, "127.0.0.1:40123"
@@ -85,7 +89,9 @@ type Failed struct {
 }
 
 // Commit tells the successor that it is the server now.
-type Commit struct{}
+type Commit struct {
+	Generation int `json:"generation,omitempty"` // of a standby, which may have been told another one long ago
+}
 
 // Abort tells the successor to exit.
 type Abort struct {
@@ -128,6 +134,29 @@ type Process struct {
 	Deadline    time.Time `json:"deadline,omitzero"`     // when it is told to hurry
 }
 
+// Descriptors carries the next descriptors of a Manifest to a process that has
+// asked for them, as many as Count says, MaxRights at most.
+type Descriptors struct {
+	Count int `json:"count"`
+}
+
+// Received answers Descriptors, so that no more of them are under way than one
+// message has.
+type Received struct {
+	Count int `json:"count"` // until now
+}
+
+// Locks carries to a standby, which is committed next, what only the committed
+// process holds: the next pidfile, and the lock for which standbys wait.
+type Locks struct {
+	PIDFile bool `json:"pidfile,omitempty"` // the first descriptor
+	Turn    bool `json:"turn,omitempty"`    // the next one
+}
+
+// Moved tells a standby that it must come again, to whoever answers the control
+// socket now: its sender has been replaced, or has other sockets.
+type Moved struct{}
+
 // Connection hands one established connection over, whose descriptor rides
 // along.
 type Connection struct {
@@ -146,21 +175,25 @@ type Refused struct {
 	Reason string `json:"reason"`
 }
 
-func (Hello) kind() string      { return "hello" }
-func (Manifest) kind() string   { return "manifest" }
-func (Progress) kind() string   { return "progress" }
-func (Ready) kind() string      { return "ready" }
-func (Failed) kind() string     { return "failed" }
-func (Commit) kind() string     { return "commit" }
-func (Abort) kind() string      { return "abort" }
-func (Serving) kind() string    { return "serving" }
-func (Confirm) kind() string    { return "confirm" }
-func (Stopping) kind() string   { return "stopping" }
-func (Hurry) kind() string      { return "hurry" }
-func (Draining) kind() string   { return "draining" }
-func (Connection) kind() string { return "connection" }
-func (Taken) kind() string      { return "taken" }
-func (Refused) kind() string    { return "refused" }
+func (Hello) kind() string       { return "hello" }
+func (Manifest) kind() string    { return "manifest" }
+func (Progress) kind() string    { return "progress" }
+func (Ready) kind() string       { return "ready" }
+func (Failed) kind() string      { return "failed" }
+func (Commit) kind() string      { return "commit" }
+func (Abort) kind() string       { return "abort" }
+func (Serving) kind() string     { return "serving" }
+func (Confirm) kind() string     { return "confirm" }
+func (Stopping) kind() string    { return "stopping" }
+func (Hurry) kind() string       { return "hurry" }
+func (Draining) kind() string    { return "draining" }
+func (Descriptors) kind() string { return "descriptors" }
+func (Received) kind() string    { return "received" }
+func (Locks) kind() string       { return "locks" }
+func (Moved) kind() string       { return "moved" }
+func (Connection) kind() string  { return "connection" }
+func (Taken) kind() string       { return "taken" }
+func (Refused) kind() string     { return "refused" }
 
 // An UnknownTypeError reports a message that this build does not know. The
 // frame has been read whole, so the next Receive is sound.
@@ -272,6 +305,14 @@ func (e envelope) message() (Message, error) {
 		return body[Notice](e.Body)
 	case Answer{}.kind():
 		return body[Answer](e.Body)
+	case Descriptors{}.kind():
+		return body[Descriptors](e.Body)
+	case Received{}.kind():
+		return body[Received](e.Body)
+	case Locks{}.kind():
+		return body[Locks](e.Body)
+	case Moved{}.kind():
+		return body[Moved](e.Body)
 	case Connection{}.kind():
 		return body[Connection](e.Body)
 	case Taken{}.kind():

@@ -8,11 +8,9 @@ import (
 	"syscall"
 )
 
-// maxRights is SCM_MAX_FD of Linux. There is room for all of them, so that a
-// peer which sends too many is told from a process at its limit.
-const maxRights = 253
-
-var controlSpace = syscall.CmsgSpace(4 * maxRights)
+// There is room for all that can come, so that a peer which sends too many is
+// told from a process at its limit.
+var controlSpace = syscall.CmsgSpace(4 * MaxRights)
 
 func encodeRights(fds []int) ([]byte, error) {
 	if len(fds) == 0 {
@@ -33,7 +31,7 @@ func decodeRights(control []byte, flags int) (files []*os.File, lost bool, err e
 		fds, parseErr := syscall.ParseUnixRights(&m)
 		err = errors.Join(err, parseErr)
 		for _, n := range fds {
-			files = append(files, os.NewFile(uintptr(n), "connection"))
+			files = append(files, os.NewFile(uintptr(n), "handed over"))
 		}
 	}
 	return files, lost, err
