@@ -81,24 +81,37 @@ func (a *attempt) answer(err error) {
 
 // upgrade begins an attempt, or refuses to.
 func (r *run) upgrade(req request) {
-	err := r.state.refusal()
-	switch {
-	case r.isInit && err == nil:
-		err = ErrInit
-		r.log.Warn("upgrade refused", "pid", os.Getpid(), "err", err)
-	case r.state.final():
-		err = r.err
-	case err == nil:
-		err = context.Cause(req.ctx)
-	}
-	if err != nil {
+	if err := r.refusal(req); err != nil {
 		r.log.Debug("upgrade refused", "pid", os.Getpid(), "err", err)
 		req.reply <- err
+		return
+	}
+	if st := r.firstStandby(); st != nil && req.carrier == nil {
+		r.promote(st, req)
 		return
 	}
 	r.step(upgradeAsked, nil)
 	r.manager.upgrading(r.Generation() + 1)
 	r.begin(&attempt{request: req, begun: time.Now()})
+}
+
+// refusal is why there is no attempt, nil if there is one.
+func (r *run) refusal(req request) error {
+	err := r.state.refusal()
+	switch {
+	case r.state.final():
+		return r.err
+	case err != nil:
+		return err
+	case req.stranger != nil:
+		return nil
+	case r.firstStandby() == nil && req.promote:
+		return ErrNoStandby
+	case r.firstStandby() == nil && r.isInit:
+		r.log.Warn("upgrade refused", "pid", os.Getpid(), "err", ErrInit)
+		return ErrInit
+	}
+	return context.Cause(req.ctx)
 }
 
 // begin starts the successor of an attempt, beside the loop.
@@ -109,8 +122,12 @@ func (r *run) begin(a *attempt) {
 	a.cancel, a.canceled, a.launched = cancel, a.ctx.Done(), result
 	r.attempt = a
 	r.publish(Event{Kind: EventPhase, Phase: PhasePrepare})
+	carrier := r.carrier
+	if a.carrier != nil {
+		carrier = a.carrier
+	}
 	go func() {
-		s, err := r.carrier(ctx)
+		s, err := carrier(ctx)
 		result <- launched{s, err}
 	}()
 }
@@ -128,10 +145,24 @@ func (r *run) started(l launched) {
 		return
 	}
 	a.successor, a.words = l.successor, l.successor.inbox
-	r.enter(PhaseHello, helloTimeout)
-	if a.err != nil { // given up meanwhile
-		r.endSuccessor()
+	if l.successor.stranger == nil {
+		r.enter(PhaseHello, helloTimeout)
+	} else {
+		r.enterReady() // it has said hello, and has everything
 	}
+	switch {
+	case a.err != nil: // given up meanwhile
+		r.endSuccessor()
+	case a.waits:
+		r.commit()
+	}
+}
+
+// enterReady begins the phase in which the successor gets ready.
+func (r *run) enterReady() {
+	r.reach("hello")
+	r.enter(PhaseReady, r.options.ReadyTimeout)
+	r.attempt.latest = time.Now().Add(max(maxReadyWait, r.options.ReadyTimeout))
 }
 
 // heard is what the successor says, or its end.
@@ -171,10 +202,8 @@ func (r *run) hello(m wire.Hello) {
 	case m.PID != a.pid:
 		r.fail(fmt.Errorf("hello came from process %d: a wrapper must exec the server, not start it", m.PID))
 	default:
-		r.reach("hello")
 		a.build = m.Build
-		r.enter(PhaseReady, r.options.ReadyTimeout)
-		a.latest = time.Now().Add(max(maxReadyWait, r.options.ReadyTimeout))
+		r.enterReady()
 		r.tell(r.manifest(a.given, r.counters))
 	}
 }
@@ -292,8 +321,15 @@ func (r *run) confirm() {
 	r.successor.Store(a.peer)
 	// It can be triggered already, and says nothing to the manager before it has
 	// heard who drains.
-	r.manager.replaced(a.pid, a.id, r.Generation()+1)
+	if s := a.successor.stranger; s != nil && s.hello.Managed {
+		r.manager.left(r.Generation()+1, a.pid)
+	} else {
+		r.manager.replaced(a.pid, a.id, r.Generation()+1)
+	}
 	r.handOn(timeUp, ErrUpgraded)
+	if a.swap {
+		r.warn("no standby started", r.standByAgain())
+	}
 	a.answer(nil)
 	r.attempt = &attempt{}
 }
@@ -546,6 +582,9 @@ func (u *Upgrader) failure(a *attempt) error {
 		return prepared
 	}
 	e := u.attemptError(a.phase, a.err)
+	if a.request.stranger != nil {
+		e.Path = takenOver
+	}
 	e.Text = a.text
 	if a.successor != nil {
 		e.PID = a.pid

@@ -93,14 +93,19 @@ func (u *Upgrader) serveControl(l *Listener) {
 // attend answers one client. Nothing that it does or leaves undone holds up
 // anybody but itself.
 func (u *Upgrader) attend(c net.Conn) {
-	defer c.Close()
 	uc, ok := c.(*net.UnixConn)
 	if !ok {
+		_ = c.Close() // it is nobody's
 		return
 	}
 	conn := wire.NewConn(uc)
 	conn.SetLimit(controlFrame)
-	verb, err := u.request(uc, conn)
+	verb, s, err := u.request(uc, conn)
+	if s != nil {
+		u.welcome(s)
+		return
+	}
+	defer c.Close()
 	if err != nil {
 		u.log.Debug("control request refused", "pid", os.Getpid(), "err", err)
 		_ = conn.Send(wire.Answer{Result: wire.ResultRefused, Text: err.Error()}) // the client may have gone
@@ -126,31 +131,45 @@ func (u *Upgrader) answered() {
 	}
 }
 
-// request returns what the client asks for, if it may ask.
-func (u *Upgrader) request(c *net.UnixConn, conn *wire.Conn) (verb string, err error) {
+// welcome gives a process that has come for the sockets to run.
+func (u *Upgrader) welcome(s *stranger) {
+	select {
+	case u.joins <- s:
+	case <-u.done:
+		s.refuse(u.err)
+	}
+}
+
+// request returns what the client asks for, if it may ask: a verb, or the
+// sockets.
+func (u *Upgrader) request(c *net.UnixConn, conn *wire.Conn) (verb string, s *stranger, err error) {
 	uid, err := fd.PeerUID(c)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if uid != 0 && uid != os.Geteuid() {
-		return "", fmt.Errorf("uid %d may not control this process: want uid %d or root", uid, os.Geteuid())
+		return "", nil, fmt.Errorf("uid %d may not control this process: want uid %d or root", uid, os.Geteuid())
 	}
 	if err := c.SetReadDeadline(time.Now().Add(controlTimeout)); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	m, files, err := conn.Receive()
 	closeAll(files)
-	if err != nil {
-		return "", err
+	if err := errors.Join(err, c.SetReadDeadline(time.Time{})); err != nil {
+		return "", nil, err
 	}
-	r, ok := m.(wire.Request)
-	switch {
-	case !ok:
-		return "", fmt.Errorf("got a %T, want a request", m)
-	case r.Version != wire.Version:
-		return "", fmt.Errorf("the client speaks version %d of the protocol, this build version %d", r.Version, wire.Version)
+	switch m := m.(type) {
+	case wire.Hello:
+		s, err := meet(c, conn, m)
+		return "", s, err
+	case wire.Request:
+		if m.Version != wire.Version {
+			return "", nil, fmt.Errorf("the client speaks version %d of the protocol, this build version %d", m.Version, wire.Version)
+		}
+		return m.Verb, nil, nil
+	default:
+		return "", nil, fmt.Errorf("got a %T, want a request", m)
 	}
-	return r.Verb, c.SetReadDeadline(time.Time{})
 }
 
 // obey carries out a request, and sends what happens meanwhile.
@@ -162,6 +181,10 @@ func (u *Upgrader) obey(conn *wire.Conn, verb string) wire.Answer {
 		return u.watch(conn)
 	case wire.VerbUpgrade:
 		return u.tellingOf(conn, func() error { return u.Upgrade(context.Background()) })
+	case wire.VerbPromote:
+		return u.tellingOf(conn, func() error { return u.promote(false) })
+	case wire.VerbSwap:
+		return u.tellingOf(conn, func() error { return u.promote(true) })
 	case wire.VerbRollback:
 		return u.answer(u.ask(order{rollBack: true}))
 	case wire.VerbConfirm:
@@ -170,8 +193,8 @@ func (u *Upgrader) obey(conn *wire.Conn, verb string) wire.Answer {
 		u.end(stopRequest{service: true})
 		return u.answer(nil)
 	}
-	return wire.Answer{Result: wire.ResultRefused, Text: fmt.Sprintf("%.64q is not a request: want %s, %s, %s, %s, %s or %s", verb,
-		wire.VerbStatus, wire.VerbWatch, wire.VerbUpgrade, wire.VerbRollback, wire.VerbConfirm, wire.VerbStop)}
+	return wire.Answer{Result: wire.ResultRefused, Text: fmt.Sprintf("%.64q is not a request: want %s, %s, %s, %s, %s, %s, %s or %s", verb,
+		wire.VerbStatus, wire.VerbWatch, wire.VerbUpgrade, wire.VerbPromote, wire.VerbSwap, wire.VerbRollback, wire.VerbConfirm, wire.VerbStop)}
 }
 
 // tellingOf sends what happens while act goes on, and then its outcome.
@@ -232,7 +255,7 @@ func (u *Upgrader) answer(err error) wire.Answer {
 		a.Result = wire.ResultRolledBack
 	case errors.Is(err, ErrUpgraded), errors.Is(err, ErrStopped), errors.Is(err, ErrAborted), errors.Is(err, ErrRolledBack):
 		a.Result = wire.ResultGone
-	case errors.Is(err, ErrBusy), errors.Is(err, ErrNotReady), errors.Is(err, errNoProbation):
+	case errors.Is(err, ErrBusy), errors.Is(err, ErrNotReady), errors.Is(err, errNoProbation), errors.Is(err, ErrNoStandby):
 		a.Result = wire.ResultBusy
 	default:
 		a.Result = wire.ResultFailed

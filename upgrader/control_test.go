@@ -194,7 +194,7 @@ func TestRequestsThatAreNone(t *testing.T) {
 		m    wire.Message
 		text string
 	}{
-		"verb":    {wire.Request{Version: wire.Version, Verb: "restart"}, "want status, watch, upgrade, rollback, confirm or stop"},
+		"verb":    {wire.Request{Version: wire.Version, Verb: "restart"}, "want status, watch, upgrade, promote, swap, rollback, confirm or stop"},
 		"version": {wire.Request{Version: 99, Verb: "status"}, "speaks version 99"},
 		"message": {wire.Ready{}, "want a request"},
 		"long":    {wire.Request{Version: wire.Version, Verb: strings.Repeat("x", controlFrame)}, "expected 1 to"},
@@ -316,7 +316,7 @@ func TestAnotherUserIsRefused(t *testing.T) {
 const envStranger = "UPGRADER_TEST_STRANGER"
 
 // stranger asks for the status, and prints what comes of it.
-func stranger(path string) {
+func askAsStranger(path string) {
 	c, err := net.Dial("unix", path)
 	if err != nil {
 		fmt.Println(err)

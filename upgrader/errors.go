@@ -25,6 +25,13 @@ var (
 	ErrInit = errors.New("upgrader: PID 1 cannot be replaced, the container ends with it: " +
 		"start it with \"upgradectl supervise -- COMMAND\", or call SupervisePID1 at the top of main")
 
+	// ErrNoPredecessor is returned by New with TakeOverRequire if nobody serves at
+	// the control socket.
+	ErrNoPredecessor = errors.New("nobody to take over from")
+
+	// ErrNoStandby is what asking for a standby gets if none is ready.
+	ErrNoStandby = errors.New("upgrader: no standby is ready: start one with upgradectl standby -- COMMAND")
+
 	// ErrUpgraded is the reason of Done after an upgrade, and what a draining
 	// process answers to Upgrade, Listen and Ready.
 	ErrUpgraded = errors.New("upgrader: replaced by a new process")

@@ -158,19 +158,21 @@ func TestFaultOfSuccessor(t *testing.T) {
 		{"ran 1000ms", PhaseProbation},
 		{"ran 4000ms", PhaseProbation},
 	}
-	for _, action := range []string{"exit0", "exit1", "panic", "kill", "hang"} {
-		for _, point := range points {
-			t.Run(action+" at "+point.name, func(t *testing.T) {
-				t.Parallel()
-				testFaultOfSuccessor(t, action, point.name, point.phase)
-			})
+	for _, carrier := range carriers {
+		for _, action := range []string{"exit0", "exit1", "panic", "kill", "hang"} {
+			for _, point := range points {
+				t.Run(carrier+"/"+action+" at "+point.name, func(t *testing.T) {
+					t.Parallel()
+					testFaultOfSuccessor(t, carrier, action, point.name, point.phase)
+				})
+			}
 		}
 	}
 }
 
-func testFaultOfSuccessor(t *testing.T, action, point string, phase Phase) {
+func testFaultOfSuccessor(t *testing.T, carrier, action, point string, phase Phase) {
 	t.Helper()
-	s := newService(t)
+	s := carriedBy(t, carrier)
 	s.config.Ready = 2000
 	if phase == PhaseProbation {
 		s.config.Probation = longProbation
@@ -184,16 +186,23 @@ func testFaultOfSuccessor(t *testing.T, action, point string, phase Phase) {
 
 	s.config.Faults = []fault{{2, point, action}}
 	from := s.mark()
-	if s.upgrade() {
-		t.Fatal("a faulty successor was confirmed")
+	failed := func(r record) bool { return r.str("msg") == "fault" }
+	if carrier == takesOver && point == "start" { // the old process never hears of it
+		s.configure()
+		cmd := s.comes(old)
+		s.waitAfter(from, "fault", failed)
+		_ = cmd.Process.Kill() // if it hangs: nobody else does
+	} else {
+		if s.upgrade() {
+			t.Fatal("a faulty successor was confirmed")
+		}
+		text := s.waitAfter(from, "verdict", moved(old, "serving")).str("err")
+		// A process that dies at "ready" may have been committed or not.
+		if point != "ready" && phase != PhaseProbation && !strings.Contains(text, "upgrader: "+string(phase)+": ") {
+			t.Errorf("the log says %q, want phase %s", text, phase)
+		}
 	}
-	r := s.waitAfter(from, "verdict", func(r record) bool { return moved(old, "serving")(r) })
-	text := r.str("err")
-	// A process that dies at "ready" may have been committed or not.
-	if point != "ready" && phase != PhaseProbation && !strings.Contains(text, "upgrader: "+string(phase)+": ") {
-		t.Errorf("the log says %q, want phase %s", text, phase)
-	}
-	r = s.waitAfter(from, "fault", func(r record) bool { return r.str("msg") == "fault" })
+	r := s.waitAfter(from, "fault", failed)
 	s.gone(r.num("pid"))
 	s.serves(old, 1)
 	s.zombies(old)
@@ -257,74 +266,120 @@ func TestFaultOfPredecessor(t *testing.T) {
 		{"probation", 2},
 		{"confirm", 2},
 	}
-	for _, tt := range tests {
-		t.Run("kill at "+tt.point, func(t *testing.T) {
+	for _, carrier := range carriers {
+		t.Run(carrier, func(t *testing.T) {
 			t.Parallel()
-			s := newService(t).start()
-			old, from := s.pidfile(), s.mark()
-			p := s.probe()
-			s.config.Faults = []fault{{1, tt.point, "kill"}}
-			s.configure()
-			s.signal(old, syscall.SIGUSR1)
-			s.gone(old)
-			r := s.waitAfter(from, "successor", func(r record) bool { return moved(0, "serving")(r) && r.num("pid") != old })
-			s.config.Faults = nil
-			s.serves(r.num("pid"), 2)
-			p.check(t, 1) // the one that was accepted by the process that died
-			if !s.upgrade() {
-				t.Fatal("the next upgrade failed")
-			}
-		})
-		t.Run("stop at "+tt.point, func(t *testing.T) {
-			t.Parallel()
-			s := newService(t).start()
-			old, from := s.pidfile(), s.mark()
-			s.config.Faults = []fault{{1, tt.point, "stop"}}
-			s.configure()
-			s.signal(old, syscall.SIGUSR1)
-			s.waitAfter(from, "fault", func(r record) bool { return r.str("msg") == "fault" })
-			s.config.Faults = nil
-			s.configure()
-			if tt.afterStop == 1 {
-				r := s.waitAfter(from, "the successor's end", func(r record) bool {
-					return r.str("msg") == "program failed" || r.str("to") == "stopped"
+			for _, tt := range tests {
+				t.Run("kill at "+tt.point, func(t *testing.T) {
+					t.Parallel()
+					if carrier == takesOver && tt.point == "started" {
+						testPredecessorDiesTooEarly(t)
+						return
+					}
+					s := carriedBy(t, carrier).start()
+					old, from := s.pidfile(), s.mark()
+					p := s.probe()
+					s.config.Faults = []fault{{1, tt.point, "kill"}}
+					s.configure()
+					s.trigger(old)
+					s.gone(old)
+					r := s.waitAfter(from, "successor", func(r record) bool { return moved(0, "serving")(r) && r.num("pid") != old })
+					s.config.Faults = nil
+					s.serves(r.num("pid"), 2)
+					p.check(t, 1) // the one that was accepted by the process that died
+					if !s.upgrade() {
+						t.Fatal("the next upgrade failed")
+					}
 				})
-				s.gone(r.num("pid"))
-				s.signal(old, syscall.SIGCONT)
-				s.waitAfter(from, "serving again", moved(old, "serving"))
-				s.serves(old, 1)
-			} else {
-				r := s.waitAfter(from, "the successor on its own", func(r record) bool {
-					return moved(0, "serving")(r) && r.num("pid") != old
+				t.Run("stop at "+tt.point, func(t *testing.T) {
+					t.Parallel()
+					s := carriedBy(t, carrier).start()
+					old, from := s.pidfile(), s.mark()
+					s.config.Faults = []fault{{1, tt.point, "stop"}}
+					s.configure()
+					s.trigger(old)
+					s.waitAfter(from, "fault", func(r record) bool { return r.str("msg") == "fault" })
+					s.config.Faults = nil
+					s.configure()
+					if tt.afterStop == 1 {
+						r := s.waitAfter(from, "the successor's end", func(r record) bool {
+							return r.str("msg") == "program failed" || r.str("to") == "stopped"
+						})
+						s.gone(r.num("pid"))
+						s.signal(old, syscall.SIGCONT)
+						s.waitAfter(from, "serving again", moved(old, "serving"))
+						s.serves(old, 1)
+					} else {
+						r := s.waitAfter(from, "the successor on its own", func(r record) bool {
+							return moved(0, "serving")(r) && r.num("pid") != old
+						})
+						s.serves(r.num("pid"), 2)
+						s.signal(old, syscall.SIGCONT)
+						s.waitAfter(from, "drain", moved(old, "draining"))
+						s.gone(old)
+						s.serves(r.num("pid"), 2)
+					}
+					if !s.upgrade() {
+						t.Fatal("the next upgrade failed")
+					}
 				})
-				s.serves(r.num("pid"), 2)
-				s.signal(old, syscall.SIGCONT)
-				s.waitAfter(from, "drain", moved(old, "draining"))
-				s.gone(old)
-				s.serves(r.num("pid"), 2)
 			}
-			if !s.upgrade() {
-				t.Fatal("the next upgrade failed")
+			for _, ms := range []int{1000, 4000} {
+				t.Run(fmt.Sprintf("kill %d ms into probation", ms), func(t *testing.T) {
+					t.Parallel()
+					s := carriedBy(t, carrier)
+					s.config.Probation = longProbation
+					s.start()
+					old, from := s.pidfile(), s.mark()
+					p := s.probe()
+					// The successor's own clock says when, and it kills its predecessor.
+					s.config.Faults = []fault{{2, fmt.Sprintf("ran %dms", ms), "kill predecessor"}}
+					s.configure()
+					s.trigger(old)
+					r := s.waitAfter(from, "successor", func(r record) bool { return moved(0, "serving")(r) && r.num("pid") != old })
+					s.gone(old)
+					s.serves(r.num("pid"), 2)
+					p.check(t, 1)
+				})
 			}
 		})
 	}
-	for _, ms := range []int{1000, 4000} {
-		t.Run(fmt.Sprintf("kill %d ms into probation", ms), func(t *testing.T) {
-			t.Parallel()
-			s := newService(t)
-			s.config.Probation = longProbation
-			s.start()
-			old, from := s.pidfile(), s.mark()
-			p := s.probe()
-			// The successor's own clock says when, and it kills its predecessor.
-			s.config.Faults = []fault{{2, fmt.Sprintf("ran %dms", ms), "kill predecessor"}}
-			s.configure()
-			s.signal(old, syscall.SIGUSR1)
-			r := s.waitAfter(from, "successor", func(r record) bool { return moved(0, "serving")(r) && r.num("pid") != old })
-			s.gone(old)
-			s.serves(r.num("pid"), 2)
-			p.check(t, 1)
-		})
+}
+
+// freePort returns a port of 127.0.0.1 that nobody has at this moment.
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, port, err := net.SplitHostPort(ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// testPredecessorDiesTooEarly: a process that comes for the sockets and has none
+// of them yet when the one that serves dies opens them itself.
+func testPredecessorDiesTooEarly(t *testing.T) {
+	t.Helper()
+	s := carriedBy(t, takesOver)
+	s.config.Listen[0][2] = "127.0.0.1:" + freePort(t)
+	s.start()
+	long := time.Now().Add(-time.Minute) // a socket that was made just now is nobody's to remove
+	must(t, os.Chtimes(s.config.Control, long, long))
+	old, from := s.pidfile(), s.mark()
+	s.config.Faults = []fault{{1, "started", "kill"}}
+	s.configure()
+	s.trigger(old)
+	s.gone(old)
+	r := s.waitAfter(from, "a first process", func(r record) bool { return moved(0, "serving")(r) && r.num("pid") != old })
+	s.config.Faults = nil
+	s.serves(r.num("pid"), 1)
+	if !s.upgrade() {
+		t.Fatal("the next upgrade failed")
 	}
 }
 
@@ -354,43 +409,45 @@ func TestTermStopsTheService(t *testing.T) {
 		{2, "ran 1000ms"},
 		{2, "ran 4000ms"},
 	}
-	for _, tt := range tests {
-		t.Run(fmt.Sprintf("generation %d at %s", tt.generation, tt.point), func(t *testing.T) {
-			t.Parallel()
-			s := newService(t)
-			s.config.Probation = longProbation
-			s.start()
-			old := s.pidfile()
-			// A request that is under way completes.
-			c, err := net.Dial("tcp", s.addr("main"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			s.askOn(c, "first")
-			if _, err := fmt.Fprintln(c, "sleep 6000"); err != nil {
-				t.Fatal(err)
-			}
-			s.config.Faults = []fault{{tt.generation, tt.point, "term"}}
-			if tt.point == "ran in probation" {
-				s.config.Faults = []fault{{2, "ran 1000ms", "term predecessor"}}
-			}
-			s.configure()
-			s.signal(old, syscall.SIGUSR1)
-			_ = c.SetDeadline(time.Now().Add(deadline))
-			if answer, err := bufio.NewReader(c).ReadString('\n'); err != nil {
-				t.Errorf("the request under way: %q, %v", answer, err)
-			}
-			s.allGone()
-			if _, err := os.Lstat(s.config.PIDFile); err == nil {
-				t.Error("the pidfile is left behind")
-			}
-			for _, line := range s.lines() {
-				if strings.Contains(line, "program failed") && tt.generation != 2 {
-					t.Log(line)
+	for _, carrier := range carriers {
+		for _, tt := range tests {
+			t.Run(fmt.Sprintf("%s/generation %d at %s", carrier, tt.generation, tt.point), func(t *testing.T) {
+				t.Parallel()
+				s := carriedBy(t, carrier)
+				s.config.Probation = longProbation
+				s.start()
+				old := s.pidfile()
+				// A request that is under way completes.
+				c, err := net.Dial("tcp", s.addr("main"))
+				if err != nil {
+					t.Fatal(err)
 				}
-			}
-		})
+				defer c.Close()
+				s.askOn(c, "first")
+				if _, err := fmt.Fprintln(c, "sleep 6000"); err != nil {
+					t.Fatal(err)
+				}
+				s.config.Faults = []fault{{tt.generation, tt.point, "term"}}
+				if tt.point == "ran in probation" {
+					s.config.Faults = []fault{{2, "ran 1000ms", "term predecessor"}}
+				}
+				s.configure()
+				s.trigger(old)
+				_ = c.SetDeadline(time.Now().Add(deadline))
+				if answer, err := bufio.NewReader(c).ReadString('\n'); err != nil {
+					t.Errorf("the request under way: %q, %v", answer, err)
+				}
+				s.allGone()
+				if _, err := os.Lstat(s.config.PIDFile); err == nil {
+					t.Error("the pidfile is left behind")
+				}
+				for _, line := range s.lines() {
+					if strings.Contains(line, "program failed") && tt.generation != 2 {
+						t.Log(line)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/go-handover/handover/internal/fd"
@@ -19,11 +20,15 @@ import (
 type legacy struct {
 	generation int
 	pid        int
-	process    *os.Process
+	process    *os.Process   // the predecessor, which has started this process
 	channel    *net.UnixConn // nil: no predecessor, or it is gone already
 	conn       *wire.Conn
 	manifest   wire.Manifest // zero if the predecessor was gone before it sent one
 	pidfile    *os.File      // the locked next pidfile; nil: none
+	taken      bool          // this process has come for the sockets: nobody has started it for that
+	files      []*os.File    // taken, and not looked at yet
+	pidfd      *os.File      // the predecessor's, if this process has taken over
+	turn       *os.File      // what a standby waits for
 	executable string        // the path of what was executed by its descriptor; empty: it was by path
 }
 
@@ -45,7 +50,7 @@ func (u *Upgrader) inherit() (*legacy, error) {
 		u.log.Warn("environment ignored", "err", err)
 	}
 	if channel == nil {
-		return &legacy{generation: 1}, nil
+		return u.begin()
 	}
 	l := &legacy{generation: e.generation, pid: e.predecessor, channel: channel, conn: wire.NewConn(channel)}
 	if p, err := os.FindProcess(e.predecessor); err == nil {
@@ -58,6 +63,32 @@ func (u *Upgrader) inherit() (*legacy, error) {
 		return nil, l.giveUp(err)
 	}
 	return l, nil
+}
+
+// begin is how a process that nobody has started as a successor comes to its
+// sockets.
+func (u *Upgrader) begin() (*legacy, error) {
+	u.manager = findManager(os.LookupEnv, true, u.log)
+	u.activate()
+	l, err := u.takeOver()
+	if err != nil {
+		return nil, err
+	}
+	if l == nil {
+		return &legacy{generation: 1}, nil
+	}
+	return l, nil
+}
+
+// end returns what ends the predecessor, nil if this process cannot.
+func (l *legacy) end() func() error {
+	switch {
+	case l.process != nil:
+		return l.process.Kill
+	case l.pidfd != nil:
+		return func() error { return fd.SignalProcess(l.pidfd, syscall.SIGKILL) }
+	}
+	return nil
 }
 
 // openChannel returns the handover channel, if it is one and comes from the
@@ -108,7 +139,7 @@ func (u *Upgrader) takeDescriptors(e environment, l *legacy) error {
 func (u *Upgrader) handshake(l *legacy) error {
 	u.reach("hello")
 	// If this fails the predecessor is gone, or has said why it gives up.
-	_ = l.conn.Send(wire.Hello{Version: wire.Version, PID: os.Getpid(), Build: u.build})
+	_ = l.conn.Send(u.hello())
 	if err := l.channel.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return err
 	}
@@ -119,7 +150,7 @@ func (u *Upgrader) handshake(l *legacy) error {
 	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("%w: process %d sent no manifest in %v: %w", ErrAborted, l.pid, helloTimeout, ErrTimeout)
+		return fmt.Errorf("%w: %s sent no manifest in %v: %w", ErrAborted, l.who(), helloTimeout, ErrTimeout)
 	case err != nil && isGone(err):
 		_ = l.channel.Close() // its other end is
 		l.channel, l.conn = nil, nil
@@ -131,18 +162,48 @@ func (u *Upgrader) handshake(l *legacy) error {
 	case wire.Abort:
 		return fmt.Errorf("%w: %s", ErrAborted, m.Reason)
 	case wire.Manifest:
-		u.reach("manifest")
 		l.manifest = m
+		if l.taken {
+			l.generation, l.pid = m.Generation, m.PID
+			return checkVersion(m)
+		}
+		u.reach("manifest")
 		return u.check(m, l.generation)
 	default:
-		return fmt.Errorf("process %d sent a %T, want a manifest", l.pid, m)
+		return fmt.Errorf("%s sent a %T, want a manifest", l.who(), m)
 	}
+}
+
+func (u *Upgrader) hello() wire.Hello {
+	return wire.Hello{
+		Version: wire.Version, PID: os.Getpid(), Build: u.build,
+		Standby: u.options.Standby, Managed: os.Getenv(envNotify) != "",
+	}
+}
+
+// isFirst reports that no predecessor has started this process: what a service
+// manager offers is for it.
+func (l *legacy) isFirst() bool { return l.generation == 1 || l.taken }
+
+// who names the predecessor in an error.
+func (l *legacy) who() string {
+	if l.pid == 0 {
+		return "the process that has the control socket"
+	}
+	return fmt.Sprintf("process %d", l.pid)
+}
+
+func checkVersion(m wire.Manifest) error {
+	if m.Version != wire.Version {
+		return fmt.Errorf("the predecessor speaks version %d of the handover protocol, this build version %d", m.Version, wire.Version)
+	}
+	return nil
 }
 
 // check compares the manifest with what was inherited, and keeps its words.
 func (u *Upgrader) check(m wire.Manifest, generation int) error {
-	if m.Version != wire.Version {
-		return fmt.Errorf("the predecessor speaks version %d of the handover protocol, this build version %d", m.Version, wire.Version)
+	if err := checkVersion(m); err != nil {
+		return err
 	}
 	if m.Generation != generation {
 		return fmt.Errorf("the manifest is for generation %d, %s says %d", m.Generation, envGeneration, generation)

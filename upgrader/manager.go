@@ -125,6 +125,17 @@ func (m *manager) replaced(pid int, id uint64, generation int) {
 	m.leave()
 }
 
+// left: the successor has a manager of its own, and the service goes on there.
+func (m *manager) left(generation, pid int) {
+	m.tell("READY=1", status("draining: generation %d, process %d, has taken over", generation, pid))
+	m.leave()
+}
+
+// standingBy: a standby is up, as far as its manager is concerned.
+func (m *manager) standingBy(generation int) {
+	m.tell("READY=1", status("standing by to be generation %d", generation))
+}
+
 // stopping: the service ends, and it is no fault. What drains after an upgrade
 // never says so: systemd would stop the unit.
 func (m *manager) stopping() {

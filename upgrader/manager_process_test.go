@@ -287,7 +287,8 @@ func TestActivationDoesNotLeak(t *testing.T) {
 	t.Setenv("LISTEN_FDS", "0")
 	t.Setenv("LISTEN_FDNAMES", "")
 	u := newUpgrader(Options{Logger: slog.New(slog.DiscardHandler)})
-	u.openManager()
+	_, err := u.begin()
+	must(t, err)
 	for _, name := range listenNames {
 		if v, found := os.LookupEnv(name); found && name != "LISTEN_FDNAMES" {
 			t.Errorf("%s=%s", name, v)
@@ -304,8 +305,7 @@ func TestWatchdogIsRewritten(t *testing.T) {
 	t.Setenv("WATCHDOG_USEC", "1000000")
 	t.Setenv("WATCHDOG_PID", "1")
 	u := newUpgrader(Options{Logger: slog.New(slog.DiscardHandler)})
-	u.generation.Store(2)
-	u.openManager()
+	u.openManager(&legacy{generation: 2})
 	if got := os.Getenv("WATCHDOG_PID"); got != strconv.Itoa(os.Getpid()) {
 		t.Errorf("WATCHDOG_PID=%s", got)
 	}

@@ -32,6 +32,7 @@ type peer struct {
 	link
 	pid   int
 	inbox chan wire.Message // closed when the peer is gone
+	ended chan struct{}     // the same
 	err   error             // set before that: nil unless it spoke what is no message
 	adopt func(*peer, wire.Connection, []*os.File)
 
@@ -43,13 +44,14 @@ type peer struct {
 // newPeer starts to read from l, until it ends. adopt receives the connections
 // that the peer hands over; nil if it must not.
 func newPeer(l link, pid int, adopt func(*peer, wire.Connection, []*os.File)) *peer {
-	p := &peer{link: l, pid: pid, inbox: make(chan wire.Message), adopt: adopt, answers: map[uint64]chan error{}}
+	p := &peer{link: l, pid: pid, inbox: make(chan wire.Message), ended: make(chan struct{}), adopt: adopt, answers: map[uint64]chan error{}}
 	go p.read()
 	return p
 }
 
 func (p *peer) read() {
 	defer close(p.inbox)
+	defer close(p.ended)
 	defer p.endAnswers()
 	for {
 		m, files, err := p.Receive()
@@ -71,10 +73,18 @@ func (p *peer) read() {
 			p.answer(m.ID, nil)
 		case wire.Refused:
 			p.answer(m.ID, fmt.Errorf("refused: %s", m.Reason))
+		case wire.Locks:
+			p.inbox <- keys{m, files}
 		default:
 			p.inbox <- m
 		}
 	}
+}
+
+// keys is the message Locks with what came along.
+type keys struct {
+	wire.Locks
+	files []*os.File
 }
 
 // ignore reads what the peer still says, until it is gone.

@@ -88,6 +88,24 @@ func openPIDFile(path string) (*pidfile, error) {
 	return p, nil
 }
 
+// succeedPIDFile prepares the pidfile of a standby whose predecessor has died.
+// What is at path is the dead one's.
+func succeedPIDFile(path string) (*pidfile, error) {
+	if path == "" {
+		return nil, nil
+	}
+	p := &pidfile{path: path}
+	there, err := os.Lstat(path)
+	if err := unlessMissing(err); err != nil {
+		return nil, during("open pidfile", err)
+	}
+	p.predecessor = there
+	if err := p.open(); err != nil {
+		return nil, during("open pidfile", err)
+	}
+	return p, nil
+}
+
 // open looks at path twice. The first look spares a living service the sight
 // of a foreign .BASE.next; only the second counts, because nobody else can put
 // a file at path while that name is ours.

@@ -15,7 +15,7 @@ import (
 type predecessor struct {
 	*peer
 	manifest wire.Manifest
-	process  *os.Process
+	end      func() error     // ends it; nil: this process cannot
 	limit    <-chan time.Time // of the current wait
 	looked   bool             // that limit has run out once
 	silent   bool             // it was not waited for any longer
@@ -33,10 +33,10 @@ func (p *predecessor) words() <-chan wire.Message {
 
 // kill ends a predecessor that drains for too long.
 func (p *predecessor) kill() error {
-	if p.process == nil {
-		return nil
+	if p.end == nil {
+		return errors.New("this system does not let this process end it")
 	}
-	return p.process.Kill()
+	return p.end()
 }
 
 // wait starts the wait for the predecessor's next word.
@@ -101,6 +101,9 @@ func (r *run) told(m wire.Message, ok bool) {
 		if r.state == onProbation {
 			r.settle(m.Elapsed)
 			r.step(confirmed, nil)
+			if r.manager.main { // it has one of its own
+				r.serveAsMain()
+			}
 			r.answerConfirmers(nil)
 		}
 	case wire.Draining:
@@ -109,6 +112,10 @@ func (r *run) told(m wire.Message, ok bool) {
 			r.manager.take(r.Generation())
 			r.store()
 		}
+	case keys:
+		r.promotion(m)
+	case wire.Moved:
+		r.moved()
 	case wire.Abort:
 		r.abort(m.Reason)
 	case wire.Stopping:
@@ -145,20 +152,30 @@ func (r *run) predecessorEnded() {
 	_ = r.pred.Close() // nothing more will be said
 	r.pred = predecessor{manifest: r.pred.manifest}
 	r.elders = nil
+	if r.standsBy() && broken == nil && !r.state.final() {
+		r.attachAgain() // it may have been replaced
+		return
+	}
 	close(r.alone)
 	switch {
 	case broken != nil && !r.state.final() && !r.state.committed():
 		r.abort(broken.Error())
 	case r.state == waiting || r.state == onProbation:
-		r.sockets.setGates(true) // nobody accepts: that comes first
-		r.settle(0)
-		r.step(predecessorGone, nil)
-		r.serveAsMain()
-		r.answerReady(nil)
-		r.answerConfirmers(nil)
+		r.succeed()
 	case r.state.committed() && !r.manager.main:
 		r.serveAsMain() // it was confirmed, and had no time to tell
 	}
+}
+
+// succeed makes this process, which was ready, the server in place of one that
+// has died.
+func (r *run) succeed() {
+	r.sockets.setGates(true) // nobody accepts: that comes first
+	r.settle(0)
+	r.step(predecessorGone, nil)
+	r.serveAsMain()
+	r.answerReady(nil)
+	r.answerConfirmers(nil)
 }
 
 // predecessorSilent: a predecessor that was ready to be replaced and says
@@ -210,6 +227,9 @@ func (r *run) giveUp(e event, why error) {
 	r.warn("pidfile not closed", errors.Join(r.pidfile.close(), r.former.close()))
 	if r.pred.alive() {
 		_ = r.pred.Close() // what was said before is still read
+	}
+	if r.detach != nil {
+		r.detach()
 	}
 	r.leave(e, why)
 }

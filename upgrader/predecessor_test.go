@@ -600,7 +600,7 @@ func TestOverduePredecessorIsKilled(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := newSuccessor(t, 2, Options{}, manifest)
 		old := stand(t)
-		p.r.pred.process = old
+		p.r.pred.end = old.Kill
 		p.bring(onProbation)
 		time.Sleep(time.Second)
 		p.confirm()

@@ -27,16 +27,38 @@ type service struct {
 	dir    string
 	config config
 	first  *exec.Cmd
+	others sync.WaitGroup // that the test has started
 
 	command func() *exec.Cmd // nil: config.Exe
 	env     []string
+	carrier string // how the sockets travel: see trigger
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each record
 	records []record
 	raw     []string
 	pids    map[int]bool
+	logs    int // that are open
 	eof     bool
+}
+
+// The carriers.
+const (
+	inherits  = "inherit"   // SIGUSR1: the old process starts the new one
+	takesOver = "take over" // the test starts the new one, and that comes for the sockets
+)
+
+var carriers = []string{inherits, takesOver}
+
+// carriedBy is a service whose upgrades are made in that way.
+func carriedBy(t *testing.T, carrier string) *service {
+	t.Helper()
+	s := newService(t)
+	s.carrier = carrier
+	if carrier == takesOver {
+		s.config.Control = filepath.Join(s.dir, "control")
+	}
+	return s
 }
 
 type record map[string]any
@@ -79,13 +101,22 @@ func (s *service) configure() {
 func (s *service) start() *service {
 	s.t.Helper()
 	s.configure()
+	s.first = s.run()
+	s.t.Cleanup(s.finish)
+	s.waitFor("ready", func(r record) bool { return r.str("msg") == "ready" })
+	return s
+}
+
+// run starts a process that is nobody's successor yet.
+func (s *service) run(env ...string) *exec.Cmd {
+	s.t.Helper()
 	cmd := exec.Command(s.config.Exe)
 	if s.command != nil {
 		cmd = s.command()
 	}
 	// The race detector's runtime sleeps for a second at exit unless told not to.
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", envProgram+"="+filepath.Join(s.dir, "config"))
-	cmd.Env = append(cmd.Env, s.env...)
+	cmd.Env = append(append(cmd.Env, s.env...), env...)
 	r, w, err := os.Pipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -95,12 +126,32 @@ func (s *service) start() *service {
 		s.t.Fatal(err)
 	}
 	_ = w.Close()
-	s.first = cmd
+	s.mu.Lock()
 	s.pids[cmd.Process.Pid] = true
+	s.logs++
+	s.mu.Unlock()
 	go s.read(r)
-	s.t.Cleanup(s.finish)
-	s.waitFor("ready", func(r record) bool { return r.str("msg") == "ready" })
-	return s
+	return cmd
+}
+
+// comes starts a process that comes for the sockets of old.
+func (s *service) comes(old int, env ...string) *exec.Cmd {
+	s.t.Helper()
+	_, generation := s.ask("who")
+	env = append(env, fmt.Sprintf("%s=%d %d", envComes, generation+1, old))
+	cmd := s.run(env...)
+	s.others.Go(func() { _ = cmd.Wait() }) // how it ends is in the log
+	return cmd
+}
+
+// trigger begins an upgrade.
+func (s *service) trigger(old int) {
+	s.t.Helper()
+	if s.carrier == takesOver {
+		s.comes(old)
+		return
+	}
+	s.signal(old, syscall.SIGUSR1)
 }
 
 func (s *service) read(r *os.File) {
@@ -122,7 +173,8 @@ func (s *service) read(r *os.File) {
 		s.mu.Unlock()
 	}
 	s.mu.Lock()
-	s.eof = true
+	s.logs--
+	s.eof = s.logs == 0
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
@@ -196,7 +248,7 @@ func (s *service) upgrade() (confirmed bool) {
 	s.t.Helper()
 	s.configure()
 	old, from := s.pidfile(), s.mark()
-	s.signal(old, syscall.SIGUSR1)
+	s.trigger(old)
 	r := s.waitAfter(from, "verdict", func(r record) bool {
 		return moved(old, "draining")(r) || moved(old, "serving")(r)
 	})
@@ -318,6 +370,7 @@ func (s *service) finish() {
 		break
 	}
 	<-exited
+	s.others.Wait()
 	if s.t.Failed() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -326,7 +379,14 @@ func (s *service) finish() {
 }
 
 func TestUpgradeReplacesTheProcess(t *testing.T) {
-	s := newService(t).start()
+	for _, carrier := range carriers {
+		t.Run(carrier, func(t *testing.T) { testUpgradeReplacesTheProcess(t, carrier) })
+	}
+}
+
+func testUpgradeReplacesTheProcess(t *testing.T, carrier string) {
+	t.Helper()
+	s := carriedBy(t, carrier).start()
 	for generation := 2; generation <= 5; generation++ {
 		if !s.upgrade() {
 			t.Fatal("upgrade failed")

@@ -26,6 +26,10 @@ import (
 
 const envProgram = "UPGRADER_TEST_CONFIG"
 
+// envComes tells a process that nobody has started as a successor what the test
+// takes it for: the generation, and its predecessor.
+const envComes = "UPGRADER_TEST_COMES"
+
 // config is what one generation of the program does. The file is read anew by
 // each generation, so a test changes it between two upgrades.
 type config struct {
@@ -59,7 +63,7 @@ type fault struct {
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(envStranger); path != "" {
-		stranger(path)
+		askAsStranger(path)
 		os.Exit(0)
 	}
 	if os.Getenv(envLook) != "" {
@@ -90,6 +94,12 @@ func readConfig(path string) (config, error) {
 
 // generationOf tells what New will: a fault can come before it.
 func generationOf() (generation, predecessor int) {
+	if v, found := os.LookupEnv(envComes); found {
+		_ = os.Unsetenv(envComes)
+		if n, _ := fmt.Sscan(v, &generation, &predecessor); n == 2 {
+			return generation, predecessor
+		}
+	}
 	e, ok, err := parseEnv(os.LookupEnv)
 	if !ok || err != nil {
 		return 1, 0

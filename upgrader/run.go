@@ -31,6 +31,13 @@ type run struct {
 	elders     []wire.Process   // who drains, as the predecessor says
 	draining   <-chan time.Time // when to tell the successor so
 	logName    string
+
+	standbys []*standby         // the next first
+	turn     *os.File           // this process stands by, until its turn
+	came     bool               // it is this process's turn
+	attached <-chan attachment  // of a standby that looks for who serves
+	detach   context.CancelFunc // of that
+	failing  bool               // the reason to stop is that this process cannot go on
 }
 
 // loop is the one select. It ends when this process has nothing to say to
@@ -50,6 +57,17 @@ func (r *run) loop() {
 			r.order(o)
 		case reply := <-r.looks:
 			reply <- r.status()
+
+		case s := <-r.joins:
+			r.joined(s)
+		case st := <-r.enlisted:
+			r.queue(st)
+		case w := <-r.words:
+			r.standbySaid(w)
+		case f := <-r.turns:
+			r.itsTurn(f)
+		case a := <-r.attached:
+			r.found(a)
 
 		case l := <-r.attempt.launched:
 			r.started(l)
@@ -80,6 +98,7 @@ func (r *run) loop() {
 			r.manager.ping()
 		case <-r.sockets.changed:
 			r.store()
+			r.checkStandbys()
 		}
 	}
 	r.farewell = r.status()
@@ -124,6 +143,7 @@ func (r *run) step(e event, why error) {
 // this process had to do for the other one, and Err set.
 func (r *run) leave(e event, why error) {
 	r.step(e, why)
+	r.leaveTurn(e)
 	r.pred.limit = nil // whatever the predecessor was to say, it is no longer waited for
 	if r.options.DrainTimeout > 0 {
 		time.AfterFunc(r.options.DrainTimeout, r.hurryUp)
@@ -161,6 +181,9 @@ func (r *run) ready(reply chan<- error) {
 		r.waiters = append(r.waiters, reply)
 	case r.state != starting:
 		reply <- nil
+	case r.standsBy():
+		r.waiters = append(r.waiters, reply)
+		r.readyToStandBy()
 	case r.pred.alive():
 		r.waiters = append(r.waiters, reply)
 		r.step(readyWithPredecessor, nil)
@@ -196,6 +219,7 @@ func (r *run) open() {
 
 // stop ends this process, and the other one as far as the request concerns it.
 func (r *run) stop(s stopRequest) {
+	r.failing = s.failure != ""
 	switch r.state {
 	case starting, waiting:
 		r.stopUncommitted(s)
@@ -262,7 +286,9 @@ func (r *run) stopAttempt() {
 }
 
 func (r *run) stopCommitted() {
-	r.removeNames()
+	if !r.failing || len(r.standbys) == 0 { // else they are a standby's next
+		r.removeNames()
+	}
 	r.leave(stopAsked, ErrStopped)
 }
 

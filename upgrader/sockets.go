@@ -3,10 +3,12 @@ package upgrader
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/go-handover/handover/internal/fd"
 	"github.com/go-handover/handover/internal/wire"
@@ -86,6 +88,43 @@ func (ss *sockets) park(s *socket) error {
 	}
 	ss.named[s.Name] = s
 	return nil
+}
+
+// claim makes what was inherited under name this process's own file, and reports
+// whether it was there.
+func (ss *sockets) claim(name string) bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	s := ss.named[name]
+	if s == nil {
+		return false
+	}
+	if s.parked != nil {
+		s.Kind, s.conn, s.parked = kindFile, s.parked, nil
+	}
+	return true
+}
+
+// hold keeps a file of this package under a name that was not taken.
+func (ss *sockets) hold(name string, f *os.File) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.named[name] = &socket{Socket: wire.Socket{Name: name, Kind: kindFile}, conn: f}
+}
+
+// letGo closes such a file, if it is there.
+func (ss *sockets) letGo(name string) error {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	s := ss.named[name]
+	delete(ss.named, name)
+	if s == nil {
+		return nil
+	}
+	if c, ok := s.conn.(io.Closer); ok {
+		return c.Close()
+	}
+	return s.parked.Close()
 }
 
 func (ss *sockets) remove(s *socket) {
@@ -198,6 +237,47 @@ func (ss *sockets) duplicate() (meta []wire.Socket, files []*os.File, err error)
 		meta, files = append(meta, s.Socket), append(files, f)
 	}
 	return meta, files, nil
+}
+
+// metas returns what duplicate would say.
+func (ss *sockets) metas() []wire.Socket {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	var meta []wire.Socket
+	for _, s := range ss.named {
+		if s.conn != nil || s.parked != nil {
+			meta = append(meta, s.Socket)
+		}
+	}
+	return meta
+}
+
+// isSame reports that f is what this process has been given under name.
+func (ss *sockets) isSame(name string, f *os.File) bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	for _, s := range append(slices.Clone(ss.moved), ss.named[name]) {
+		if s == nil || s.Name != name {
+			continue
+		}
+		conn := s.conn
+		if s.parked != nil {
+			conn = s.parked
+		}
+		if conn != nil && sameFile(conn, f) {
+			return true
+		}
+	}
+	return false
+}
+
+func sameFile(a, b syscall.Conn) bool {
+	x, err := fd.AttributesOf(a)
+	if err != nil {
+		return false
+	}
+	y, err := fd.AttributesOf(b)
+	return err == nil && x.Dev == y.Dev && x.Ino == y.Ino
 }
 
 func closeAll(files []*os.File) {

@@ -23,6 +23,9 @@ type successor struct {
 	signal func(os.Signal) error
 	given  []wire.Socket
 	build  string // as it said hello
+
+	stranger *stranger // nil: this process has started it
+	waits    bool      // it was ready, and waits for its commit
 }
 
 // dead reports that the successor has ended, whatever it said before.

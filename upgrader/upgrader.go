@@ -2,6 +2,7 @@ package upgrader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -110,6 +111,20 @@ type Options struct {
 	// Empty: none.
 	ControlSocket string
 
+	// TakeOver says what happens if this process was not started by a predecessor
+	// and another one serves at ControlSocket: TakeOverAuto, the default, takes its
+	// sockets and replaces it, on the same way as a successor that it has started.
+	// New fails with ErrAborted if that process refuses, because an upgrade is under
+	// way for example, or says nothing for 10 s. It needs ControlSocket.
+	TakeOver TakeOver
+
+	// Standby makes this process wait in Ready until it is promoted, or until the
+	// process that serves at ControlSocket dies, and all that could take its place:
+	// then it commits itself. It serves at once if there is nobody to stand by for.
+	// It implies that it takes over, and needs ControlSocket, and Linux. The
+	// environment variable UPGRADER_STANDBY=1 sets it.
+	Standby bool
+
 	// Version is what Status says of this build; empty: the main module's version,
 	// from the build information.
 	Version string
@@ -137,6 +152,12 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Check != nil && o.Probation < 0 {
 		return o, fmt.Errorf("a Check with Probation %v: it runs during probation, want a positive one", o.Probation)
+	}
+	if o.ControlSocket == "" && (o.Standby || o.TakeOver == TakeOverRequire) {
+		return o, errors.New("Standby and TakeOverRequire find the process that serves by its ControlSocket: set it")
+	}
+	if o.Standby && o.TakeOver == TakeOverNever {
+		return o, errors.New("a Standby with TakeOverNever: it takes over")
 	}
 	if o.PIDFile != "" {
 		path, err := filepath.Abs(o.PIDFile)
@@ -170,6 +191,10 @@ type Upgrader struct {
 	says     chan string
 	orders   chan order
 	looks    chan chan<- Status
+	joins    chan *stranger
+	enlisted chan *standby
+	words    chan standbyWord
+	turns    chan *os.File
 
 	answering sync.RWMutex // held for reading while a client is to be answered
 
@@ -199,8 +224,13 @@ type Upgrader struct {
 
 // request is one call of Upgrade, or a signal.
 type request struct {
-	ctx   context.Context
-	reply chan<- error // has room for the answer
+	ctx     context.Context
+	reply   chan<- error // has room for the answer
+	promote bool         // by a standby, or not at all
+	swap    bool         // this build stands by afterwards
+
+	stranger *stranger                                 // nil: the successor is started
+	carrier  func(context.Context) (*successor, error) // nil: run's
 }
 
 // stopRequest is one reason to stop this process.
@@ -234,6 +264,7 @@ func New(o Options) (*Upgrader, error) {
 
 // open is New with hooks for tests.
 func open(o Options, hooks func(string)) (*Upgrader, error) {
+	stoodBy := o.standbyFromEnv()
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, err
@@ -248,7 +279,13 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 		return nil, err
 	}
 	u.generation.Store(int64(l.generation))
-	u.openManager()
+	u.openManager(l)
+	if err := u.openTurn(l); err != nil {
+		return nil, l.giveUp(err)
+	}
+	if stoodBy != "" && o.Executable == "" {
+		u.executable.file = stoodBy
+	}
 	if l.executable != "" && o.Executable == "" {
 		// A link may lead elsewhere since the file was opened: argv[0] is no claim
 		// that needs proof, the predecessor says so.
@@ -263,7 +300,10 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 		since: time.Now(), counters: l.manifest.Counters, logName: logName(),
 	}
 	if l.conn != nil {
-		r.pred = predecessor{peer: newPeer(l.conn, l.pid, u.adopt), manifest: l.manifest, process: l.process}
+		r.pred = predecessor{peer: newPeer(l.conn, l.pid, u.adopt), manifest: l.manifest, end: l.end()}
+		if r.turn = l.turn; r.turn != nil {
+			go u.awaitTurn(r.turn)
+		}
 	} else {
 		close(u.alone)
 	}
@@ -280,14 +320,12 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 
 // openManager finds out who manages this service, and takes the sockets that
 // come from there.
-func (u *Upgrader) openManager() {
-	first := u.Generation() == 1
-	u.manager = findManager(os.LookupEnv, first, u.log)
-	if first {
-		u.activate()
+func (u *Upgrader) openManager(l *legacy) {
+	if l.isFirst() {
 		u.warnOfParent()
 		return
 	}
+	u.manager = findManager(os.LookupEnv, false, u.log)
 	if _, found := os.LookupEnv(envWatchdog); found {
 		_ = os.Setenv(envWatchdogPID, strconv.Itoa(os.Getpid())) // both are valid
 	}
@@ -304,6 +342,10 @@ func newUpgrader(o Options) *Upgrader {
 		says:     make(chan string),
 		orders:   make(chan order),
 		looks:    make(chan chan<- Status),
+		joins:    make(chan *stranger),
+		enlisted: make(chan *standby),
+		words:    make(chan standbyWord),
+		turns:    make(chan *os.File),
 		gone:     make(chan struct{}),
 		build:    build(o.Version),
 		done:     make(chan struct{}),
@@ -319,6 +361,9 @@ func newUpgrader(o Options) *Upgrader {
 // once there is no way back.
 func (u *Upgrader) openPIDFiles(l *legacy) (former *pidfile, err error) {
 	path := u.options.PIDFile
+	if l.turn != nil {
+		return nil, nil // not before it is promoted
+	}
 	if l.pidfile != nil {
 		was := l.manifest.PIDFile
 		if was == "" {
@@ -393,14 +438,26 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 	if !supported {
 		return ErrNotSupported
 	}
+	return u.replace(request{ctx: ctx})
+}
+
+// promote is Upgrade by the first standby: the error is ErrNoStandby if none is
+// ready.
+func (u *Upgrader) promote(swap bool) error {
+	return u.replace(request{ctx: context.Background(), promote: true, swap: swap})
+}
+
+// replace waits for the verdict on an attempt.
+func (u *Upgrader) replace(req request) error {
 	reply := make(chan error, 1)
+	req.reply = reply
 	select {
-	case u.requests <- request{ctx, reply}:
+	case u.requests <- req:
 		return <-reply
 	case <-u.done:
 		return u.err
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case <-req.ctx.Done():
+		return context.Cause(req.ctx)
 	}
 }
 
@@ -410,7 +467,7 @@ func (u *Upgrader) trigger(ctx context.Context) {
 		return
 	}
 	select {
-	case u.requests <- request{ctx, make(chan error, 1)}:
+	case u.requests <- request{ctx: ctx, reply: make(chan error, 1)}:
 	case <-u.done:
 		u.log.Debug("upgrade refused", "pid", os.Getpid(), "err", u.err)
 	case <-ctx.Done():

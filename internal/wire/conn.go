@@ -79,14 +79,7 @@ func takes(m Message) int {
 	case Descriptors:
 		return m.Count
 	case Locks:
-		return count(m.PIDFile) + count(m.Turn)
-	}
-	return 0
-}
-
-func count(there bool) int {
-	if there {
-		return 1
+		return m.Descriptors()
 	}
 	return 0
 }

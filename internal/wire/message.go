@@ -89,9 +89,7 @@ type Failed struct {
 }
 
 // Commit tells the successor that it is the server now.
-type Commit struct {
-	Generation int `json:"generation,omitempty"` // of a standby, which may have been told another one long ago
-}
+type Commit struct{}
 
 // Abort tells the successor to exit.
 type Abort struct {
@@ -147,10 +145,24 @@ type Received struct {
 }
 
 // Locks carries to a standby, which is committed next, what only the committed
-// process holds: the next pidfile, and the lock for which standbys wait.
+// process holds: the next pidfile, and the lock for which standbys wait. The
+// manifest that it has may be days old.
 type Locks struct {
-	PIDFile bool `json:"pidfile,omitempty"` // the first descriptor
-	Turn    bool `json:"turn,omitempty"`    // the next one
+	PIDFile    bool     `json:"pidfile,omitempty"` // the first descriptor
+	Turn       bool     `json:"turn,omitempty"`    // the next one
+	Generation int      `json:"generation"`        // the standby's, once it is committed
+	Counters   Counters `json:"counters,omitzero"`
+}
+
+// Descriptors returns how many come with the message.
+func (m Locks) Descriptors() int {
+	n := 0
+	for _, there := range []bool{m.PIDFile, m.Turn} {
+		if there {
+			n++
+		}
+	}
+	return n
 }
 
 // Moved tells a standby that it must come again, to whoever answers the control

@@ -44,7 +44,7 @@ var golden = []Message{
 	Hurry{Generation: 3},
 	Descriptors{Count: 253},
 	Received{Count: 506},
-	Locks{PIDFile: true, Turn: true},
+	Locks{PIDFile: true, Turn: true, Generation: 3, Counters: Counters{Upgrades: 1}},
 	Moved{},
 	Connection{ID: 1<<64 - 1, Listener: "http"},
 	Taken{ID: 7},
@@ -65,7 +65,6 @@ var grown = map[string]Message{
 	"manifest-counters": Manifest{Version: 1, Generation: 3, Build: "v1.2.3 0a1b2c3", Counters: Counters{Upgrades: 1, Failures: 2, Rollbacks: 3, Killed: 4}},
 	"hello-take-over":   Hello{Version: 1, PID: 4711, Build: "v1.2.3", Standby: true, Managed: true},
 	"manifest-pid":      Manifest{Version: 1, Generation: 2, PID: 4711},
-	"commit-generation": Commit{Generation: 3},
 	"confirm-elapsed":   Confirm{Elapsed: 5 * time.Second},
 }
 
