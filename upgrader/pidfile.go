@@ -147,14 +147,17 @@ func (p *pidfile) inherit() error {
 	if !locked {
 		return &PIDFileHeldError{Path: p.path, PID: readPID(p.self)}
 	}
-	if names(p.path, p.self) {
-		return nil
-	}
-	if !names(p.nextPath(), p.self) {
+	// In this order: it may be renamed, from there to here, at this instant.
+	if !names(p.nextPath(), p.self) && !names(p.path, p.self) {
 		return fmt.Errorf("the inherited file is neither %s nor %s", p.path, p.nextPath())
 	}
-	p.predecessor, err = os.Lstat(p.path)
-	return unlessMissing(err)
+	if p.predecessor, err = os.Lstat(p.path); err != nil {
+		return unlessMissing(err)
+	}
+	if names(p.path, p.self) {
+		p.predecessor = nil
+	}
+	return nil
 }
 
 // install makes path name this process, which serves now and from which no

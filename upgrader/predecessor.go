@@ -228,9 +228,7 @@ func (r *run) giveUp(e event, why error) {
 	if r.pred.alive() {
 		_ = r.pred.Close() // what was said before is still read
 	}
-	if r.detach != nil {
-		r.detach()
-	}
+	r.lookNoMore()
 	r.leave(e, why)
 }
 

@@ -350,6 +350,7 @@ func (r *run) itsTurn(turn *os.File) {
 // have taken its place, are dead.
 func (r *run) takeTurn() {
 	r.turn = nil
+	r.lookNoMore()
 	p, err := succeedPIDFile(r.options.PIDFile)
 	r.warn("pidfile not taken", err)
 	r.pidfile = p
@@ -400,6 +401,21 @@ func (r *run) attachAgain() {
 // queue is full, says nothing of the one after it.
 func again(err error) bool {
 	return errors.Is(err, ErrNoPredecessor) || errors.Is(err, ErrTimeout) || errors.Is(err, syscall.EAGAIN)
+}
+
+// lookNoMore ends that. Who answers may be this very process by now.
+func (r *run) lookNoMore() {
+	if r.detach == nil {
+		return
+	}
+	r.detach()
+	go func(late <-chan attachment) {
+		if a := <-late; a.legacy != nil {
+			closeAll(a.legacy.files)
+			_ = a.legacy.conn.Close() // nothing was said but hello
+		}
+	}(r.attached)
+	r.attached, r.detach = nil, nil
 }
 
 type attachment struct {
