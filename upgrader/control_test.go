@@ -293,10 +293,10 @@ func TestAnotherUserIsRefused(t *testing.T) {
 	must(t, err)
 	program := filepath.Join(s.dir, "stranger")
 	must(t, os.WriteFile(program, self, 0o755))
-	as := func() string {
+	as := func(says string) string {
 		t.Helper()
 		cmd := exec.Command(program)
-		cmd.Env = append(os.Environ(), envStranger+"="+s.config.Control)
+		cmd.Env = append(os.Environ(), envStranger+"="+s.config.Control, envSays+"="+says)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -304,18 +304,24 @@ func TestAnotherUserIsRefused(t *testing.T) {
 		}
 		return string(out)
 	}
-	if got := as(); !strings.Contains(got, "permission denied") {
-		t.Errorf("by the mode: %s", got)
-	}
-	must(t, os.Chmod(s.config.Control, 0o666))
-	if got := as(); !strings.Contains(got, "uid 65534 may not control this process") {
-		t.Errorf("by the uid: %s", got)
+	for _, says := range []string{"status", "hello"} {
+		must(t, os.Chmod(s.config.Control, 0o600))
+		if got := as(says); !strings.Contains(got, "permission denied") {
+			t.Errorf("%s by the mode: %s", says, got)
+		}
+		must(t, os.Chmod(s.config.Control, 0o666))
+		if got := as(says); !strings.Contains(got, "uid 65534 may not control this process") {
+			t.Errorf("%s by the uid: %s", says, got)
+		}
 	}
 }
 
-const envStranger = "UPGRADER_TEST_STRANGER"
+const (
+	envStranger = "UPGRADER_TEST_STRANGER"
+	envSays     = "UPGRADER_TEST_SAYS"
+)
 
-// stranger asks for the status, and prints what comes of it.
+// askAsStranger asks for the status, or the sockets, and prints what comes of it.
 func askAsStranger(path string) {
 	c, err := net.Dial("unix", path)
 	if err != nil {
@@ -324,7 +330,14 @@ func askAsStranger(path string) {
 	}
 	defer c.Close()
 	conn := wire.NewConn(c.(*net.UnixConn))
-	_ = conn.Send(wire.Request{Version: wire.Version, Verb: wire.VerbStatus})
+	switch os.Getenv(envSays) {
+	case "serving":
+		serveTooEarly(conn)
+	case "hello":
+		_ = conn.Send(wire.Hello{Version: wire.Version, PID: os.Getpid()})
+	default:
+		_ = conn.Send(wire.Request{Version: wire.Version, Verb: wire.VerbStatus})
+	}
 	fmt.Printf("%+v\n", readReply(conn))
 }
 

@@ -162,7 +162,7 @@ func (s *service) read(r *os.File) {
 		s.mu.Lock()
 		rec := record{}
 		if json.Unmarshal(lines.Bytes(), &rec) == nil {
-			if pid := rec.num("pid"); pid != 0 {
+			if pid := rec.num("pid"); pid > 1 { // 1: it is in a namespace of its own
 				s.pids[pid] = true
 			}
 			s.records = append(s.records, rec)

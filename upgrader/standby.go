@@ -43,6 +43,16 @@ type standby struct {
 	relayed  chan struct{} // closed when that goroutine has ended
 }
 
+// process is what Status says of it: the first one is generation next, if it is
+// promoted.
+func (st *standby) process(next int) wire.Process {
+	p := wire.Process{Generation: next, PID: st.pid, Build: st.build, State: "standby", Since: st.since}
+	if !st.ready {
+		p.State = "standby, not ready"
+	}
+	return p
+}
+
 // standbyWord is what one of them says, or with nil its end.
 type standbyWord struct {
 	from *standby

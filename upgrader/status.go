@@ -16,9 +16,9 @@ import (
 // Status is what a process knows of the service at one moment. Its JSON is that
 // of "upgradectl status -json"; fields may be added to it.
 type Status struct {
-	// Processes are the generations that are there, the newest first: this one,
-	// a successor while there is one, and the predecessors that still drain. In
-	// JSON, "self" marks this one.
+	// Processes are the generations that are there, the newest first: a successor
+	// while there is one, the standbys in the order of their queue, this one, and
+	// the predecessors that still drain. In JSON, "self" marks this one.
 	Processes []Process `json:"processes"`
 
 	// Sockets are what this process holds by name.
@@ -125,6 +125,9 @@ func (r *run) status() Status {
 		s.Processes = append(s.Processes, asProcess(wire.Process{
 			Generation: r.Generation() + 1, PID: r.heir.pid, Build: r.heir.build, State: serving.String(), Since: r.since,
 		}))
+	}
+	for _, st := range r.standbys {
+		s.Processes = append(s.Processes, asProcess(st.process(r.Generation()+1)))
 	}
 	for _, p := range r.line() {
 		s.Processes = append(s.Processes, asProcess(p))

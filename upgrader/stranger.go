@@ -86,6 +86,9 @@ func (u *Upgrader) takenBy(ctx context.Context, s *stranger, m wire.Manifest) (*
 		more = append(more, extra{kindPIDFile, next})
 	}
 	given, err := u.give(ctx, s, m, more)
+	if isGone(err) {
+		err = errEnded
+	}
 	if err != nil {
 		s.refuse(err)
 		return nil, u.strangerError(PhaseHello, s.pid, err)
@@ -189,8 +192,6 @@ func (s *stranger) acknowledge(sent int) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("%w: it did not acknowledge %d descriptors in %v", ErrTimeout, sent, helloTimeout)
-	case err != nil && isGone(err):
-		return errEnded
 	case err != nil:
 		return err
 	}
