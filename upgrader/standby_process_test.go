@@ -130,12 +130,12 @@ func TestStandbyOutlivesUpgrades(t *testing.T) {
 	p := s.probe()
 	s.config.Faults = []fault{{99, "new", "stop"}}
 	s.configure()
-	old, from := s.pidfile(), s.mark()
+	from := s.mark()
 	slow := s.run(envStandby+"=1", envComes+"=99 0")
 	s.others.Go(func() { _ = slow.Wait() })
 	s.waitAfter(from, "fault", func(r record) bool { return r.str("msg") == "fault" })
 	for range 3 { // the standby that is not ready is passed over
-		old, from = s.pidfile(), s.mark()
+		old, from := s.pidfile(), s.mark()
 		s.signal(old, syscall.SIGUSR1)
 		s.waitAfter(from, "verdict", moved(old, "draining"))
 		s.gone(old)
@@ -143,7 +143,7 @@ func TestStandbyOutlivesUpgrades(t *testing.T) {
 	from = s.mark()
 	s.signal(slow.Process.Pid, syscall.SIGCONT)
 	s.waitAfter(from, "standby", func(r record) bool { return r.str("msg") == "standby is ready" })
-	old = s.pidfile()
+	old := s.pidfile()
 	s.signal(old, syscall.SIGKILL)
 	s.promoted(from, slow.Process.Pid)
 	s.gone(old)

@@ -266,6 +266,13 @@ func (l *liar) next() wire.Message {
 	return m
 }
 
+// hear reads until the other side is gone.
+func (l *liar) hear() {
+	for m := l.next(); m != nil; m = l.next() {
+		l.t.Logf("heard %T", m)
+	}
+}
+
 // TestHostileSuccessors: whatever comes to the control socket, the process that
 // serves serves on, and the next upgrade works.
 func TestHostileSuccessors(t *testing.T) {
@@ -280,8 +287,7 @@ func TestHostileSuccessors(t *testing.T) {
 			must(l.t, l.Send(hello))
 			l.next()
 			l.next()
-			for l.next() != nil { // until it is given up
-			}
+			l.hear() // until it is given up
 		}, "did not acknowledge"},
 		"too few": {func(l *liar) {
 			must(l.t, l.Send(hello))
@@ -473,8 +479,7 @@ func TestReplacedControlSocketIsRefused(t *testing.T) {
 		defer f.Close()
 		numbers, _ := numbersOf([]*os.File{f})
 		_ = errors.Join(l.Send(m), l.Send(wire.Descriptors{Count: 1}, numbers...))
-		for l.next() != nil {
-		}
+		l.hear()
 	}()
 	_, err = New(Options{ControlSocket: control})
 	if err == nil || !strings.Contains(err.Error(), "was replaced") {

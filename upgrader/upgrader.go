@@ -154,7 +154,7 @@ func (o Options) withDefaults() (Options, error) {
 		return o, fmt.Errorf("a Check with Probation %v: it runs during probation, want a positive one", o.Probation)
 	}
 	if o.ControlSocket == "" && (o.Standby || o.TakeOver == TakeOverRequire) {
-		return o, errors.New("Standby and TakeOverRequire find the process that serves by its ControlSocket: set it")
+		return o, errors.New("a Standby and TakeOverRequire find the process that serves by its ControlSocket: set it")
 	}
 	if o.Standby && o.TakeOver == TakeOverNever {
 		return o, errors.New("a Standby with TakeOverNever: it takes over")
