@@ -20,11 +20,13 @@ type attempt struct {
 	phase    Phase
 	begun    time.Time
 	since    time.Time          // it is in the phase
-	cancel   context.CancelFunc // of launch
+	work     context.Context    // what is done for it beside the loop
+	cancel   context.CancelFunc // of that
 	launched <-chan launched
 	words    <-chan wire.Message // the successor's
 	canceled <-chan struct{}     // the caller's ctx, until commit
 	checked  <-chan error        // Options.Check's answer
+	deltas   <-chan deltas       // what has changed in the states
 	timeIsUp bool                // probation is over but for that answer
 	limit    <-chan time.Time    // of the current phase
 	looked   bool                // that limit has run out once
@@ -119,7 +121,7 @@ func (r *run) begin(a *attempt) {
 	ctx, cancel := context.WithCancel(a.ctx)
 	result := make(chan launched, 1)
 	a.phase, a.since = PhasePrepare, time.Now()
-	a.cancel, a.canceled, a.launched = cancel, a.ctx.Done(), result
+	a.work, a.cancel, a.canceled, a.launched = ctx, cancel, a.ctx.Done(), result
 	r.attempt = a
 	r.publish(Event{Kind: EventPhase, Phase: PhasePrepare})
 	carrier := r.carrier
@@ -154,7 +156,7 @@ func (r *run) started(l launched) {
 	case a.err != nil: // given up meanwhile
 		r.endSuccessor()
 	case a.waits:
-		r.commit()
+		r.successorReady(wire.Ready{Deltas: a.wants})
 	}
 }
 
@@ -179,7 +181,7 @@ func (r *run) heard(m wire.Message, ok bool) {
 	case wire.Hello:
 		r.hello(m)
 	case wire.Ready:
-		r.commit()
+		r.successorReady(m)
 	case wire.Serving:
 		r.serving()
 	case wire.Confirm:

@@ -56,7 +56,7 @@ func (ss *sockets) end() {
 // holds, as if u had executed it.
 func heirOf(t testing.TB, u *Upgrader, o Options) *Upgrader {
 	t.Helper()
-	meta, files, err := u.sockets.duplicate()
+	meta, files, err := u.bequest(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}

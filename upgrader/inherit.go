@@ -26,6 +26,7 @@ type legacy struct {
 	manifest   wire.Manifest // zero if the predecessor was gone before it sent one
 	pidfile    *os.File      // the locked next pidfile; nil: none
 	taken      bool          // this process has come for the sockets: nobody has started it for that
+	again      bool          // it is a standby, and has everything
 	files      []*os.File    // taken, and not looked at yet
 	pidfd      *os.File      // the predecessor's, if this process has taken over
 	turn       *os.File      // what a standby waits for
@@ -139,7 +140,7 @@ func (u *Upgrader) takeDescriptors(e environment, l *legacy) error {
 func (u *Upgrader) handshake(l *legacy) error {
 	u.reach("hello")
 	// If this fails the predecessor is gone, or has said why it gives up.
-	_ = l.conn.Send(u.hello())
+	_ = l.conn.Send(u.hello(l.again))
 	if err := l.channel.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return err
 	}
@@ -174,10 +175,10 @@ func (u *Upgrader) handshake(l *legacy) error {
 	}
 }
 
-func (u *Upgrader) hello() wire.Hello {
+func (u *Upgrader) hello(again bool) wire.Hello {
 	return wire.Hello{
 		Version: wire.Version, PID: os.Getpid(), Build: u.build,
-		Standby: u.options.Standby, Managed: os.Getenv(envNotify) != "",
+		Standby: u.options.Standby, Managed: os.Getenv(envNotify) != "", Again: again,
 	}
 }
 
@@ -226,6 +227,9 @@ func (ss *sockets) describe(meta []wire.Socket) error {
 		kind, err := fd.Kind(s.parked)
 		if err != nil || m.Kind != kindFile && m.Kind != kind {
 			return errors.Join(fmt.Errorf("the manifest says that %q is a %s, it is a %s", m.Name, m.Kind, kind), err)
+		}
+		if err := s.checkState(m); err != nil {
+			return err
 		}
 		s.Socket = m
 	}

@@ -245,7 +245,7 @@ func (u *Upgrader) AddFile(name string, f *os.File) error {
 }
 
 func (u *Upgrader) add(meta wire.Socket, c syscall.Conn) error {
-	err := errors.Join(u.Err(), checkName(meta.Name))
+	err := errors.Join(u.Err(), checkSocketName(meta.Name))
 	if err != nil {
 		return fmt.Errorf("upgrader: add %q: %w", meta.Name, err)
 	}

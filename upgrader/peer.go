@@ -69,6 +69,12 @@ func (p *peer) read() {
 				continue
 			}
 			p.adopt(p, m, files)
+		case wire.Delta:
+			if p.adopt == nil { // a successor has none to give
+				closeAll(files)
+				files = nil
+			}
+			p.inbox <- received{m, files}
 		case wire.Taken:
 			p.answer(m.ID, nil)
 		case wire.Refused:

@@ -20,12 +20,13 @@ type predecessor struct {
 	looked   bool             // that limit has run out once
 	silent   bool             // it was not waited for any longer
 	overdue  <-chan time.Time // when it should have drained
+	applying <-chan error     // what has changed in the states; meanwhile no word of it is heard
 }
 
 func (p *predecessor) alive() bool { return p.peer != nil }
 
 func (p *predecessor) words() <-chan wire.Message {
-	if p.peer == nil {
+	if p.peer == nil || p.applying != nil {
 		return nil
 	}
 	return p.inbox
@@ -116,6 +117,8 @@ func (r *run) told(m wire.Message, ok bool) {
 		r.promotion(m)
 	case wire.Moved:
 		r.moved()
+	case received:
+		r.applyDeltas(m)
 	case wire.Abort:
 		r.abort(m.Reason)
 	case wire.Stopping:

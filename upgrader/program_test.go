@@ -52,6 +52,8 @@ type config struct {
 	Kinds      bool   `json:"kinds,omitempty"`       // a socket of every kind, and a file
 	Many       int    `json:"many,omitempty"`        // so many more listeners, and so many files
 	Quiet      bool   `json:"quiet,omitempty"`       // no clock that acts later
+
+	States *statesConfig `json:"states,omitempty"`
 }
 
 // fault is what a process of one generation does at a point of an upgrade.
@@ -115,6 +117,9 @@ func program(path string) error {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	generation, predecessor := generationOf()
 	act := func(point string) {
+		if c.States != nil && c.States.Points {
+			log.Info("point", "pid", os.Getpid(), "generation", generation, "point", point, "at", time.Now())
+		}
 		if c.Spawn && point != "start" && point != "hello" && !strings.HasSuffix(point, "ms") {
 			spawn(filepath.Dir(path), point, generation, log)
 		}
@@ -171,6 +176,12 @@ func program(path string) error {
 			return err
 		}
 	}
+	if c.States != nil {
+		if err := c.States.open(u, path, log); err != nil {
+			u.Fail(err)
+			return err
+		}
+	}
 	act("listen")
 	if err := u.Ready(); err != nil {
 		return err
@@ -217,6 +228,7 @@ func (c config) options(log *slog.Logger) Options {
 		PIDFile: c.PIDFile, ControlSocket: c.Control, Probation: ms(c.Probation), ReadyTimeout: ms(c.Ready), DrainTimeout: ms(c.Drain),
 		MaxDraining: c.Max, Executable: c.Exe, Logger: log,
 	}
+	o.StateChecksum = c.States != nil && c.States.Sum
 	switch c.Check {
 	case "bad":
 		o.Check = func(context.Context) error { return errors.New("the check says no") }
@@ -254,6 +266,8 @@ func (f fault) happen(predecessor int) {
 		self(syscall.SIGTERM)
 	case "hang":
 		select {}
+	case "count":
+		counter.Add(1)
 	case "fill descriptors":
 		hoarded.fill()
 	case "free descriptors":
@@ -344,6 +358,12 @@ func (s *lineServer) serve(ln net.Listener, c net.Conn) {
 			time.Sleep(time.Duration(ms) * time.Millisecond)
 		}
 		answer := s.u.Generation()
+		switch line {
+		case "count\n":
+			answer = int(counter.Add(1))
+		case "read\n":
+			answer = int(readLarge())
+		}
 		if line == "goroutines\n" {
 			answer = runtime.NumGoroutine()
 		}

@@ -81,6 +81,8 @@ func (r *run) loop() {
 			r.callerGone()
 		case err := <-r.attempt.checked:
 			r.verdict(err)
+		case d := <-r.attempt.deltas:
+			r.deltasWritten(d)
 
 		case m, ok := <-r.pred.words():
 			r.told(m, ok)
@@ -88,6 +90,8 @@ func (r *run) loop() {
 			r.predecessorSilent()
 		case <-r.pred.overdue:
 			r.endPredecessor()
+		case err := <-r.pred.applying:
+			r.deltasApplied(err)
 
 		case m, ok := <-r.heir.words():
 			r.heirSaid(m, ok)
@@ -144,7 +148,7 @@ func (r *run) step(e event, why error) {
 func (r *run) leave(e event, why error) {
 	r.step(e, why)
 	r.leaveTurn(e)
-	r.pred.limit = nil // whatever the predecessor was to say, it is no longer waited for
+	r.pred.limit, r.pred.applying = nil, nil // whatever the predecessor was to say, it is no longer waited for
 	if r.options.DrainTimeout > 0 {
 		time.AfterFunc(r.options.DrainTimeout, r.hurryUp)
 	}
@@ -187,9 +191,7 @@ func (r *run) ready(reply chan<- error) {
 	case r.pred.alive():
 		r.waiters = append(r.waiters, reply)
 		r.step(readyWithPredecessor, nil)
-		r.pred.wait(commitTimeout)
-		// If this fails the predecessor is gone, and its channel says so next.
-		_ = r.pred.Send(wire.Ready{})
+		r.sayReady()
 		r.reach("ready")
 	default:
 		if err := r.pidfile.install(); err != nil {

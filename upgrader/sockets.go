@@ -30,7 +30,7 @@ type sockets struct {
 // reserve makes name the caller's. It returns what was inherited or added
 // under it, nil if nothing was.
 func (ss *sockets) reserve(name string) (parked *socket, err error) {
-	if err := checkName(name); err != nil {
+	if err := checkSocketName(name); err != nil {
 		return nil, err
 	}
 	ss.mu.Lock()
@@ -208,7 +208,7 @@ func (ss *sockets) unclaimed() []string {
 		names = append(names, s.describe())
 	}
 	for _, s := range ss.named {
-		if s.parked != nil {
+		if s.parked != nil && !s.isState() {
 			names = append(names, s.describe())
 		}
 	}
@@ -226,8 +226,8 @@ func (ss *sockets) duplicate() (meta []wire.Socket, files []*os.File, err error)
 		if s.parked != nil {
 			conn = s.parked
 		}
-		if conn == nil {
-			continue // reserved, not yet open
+		if conn == nil || s.isState() {
+			continue // reserved, not yet open; or this process's own affair
 		}
 		f, err := fd.Dup(conn, s.Name)
 		if err != nil {
@@ -245,7 +245,7 @@ func (ss *sockets) metas() []wire.Socket {
 	defer ss.mu.Unlock()
 	var meta []wire.Socket
 	for _, s := range ss.named {
-		if s.conn != nil || s.parked != nil {
+		if (s.conn != nil || s.parked != nil) && !s.isState() {
 			meta = append(meta, s.Socket)
 		}
 	}
@@ -291,7 +291,7 @@ func (ss *sockets) file(name string) (*os.File, error) {
 	defer ss.mu.Unlock()
 	s := ss.named[name]
 	switch {
-	case s == nil, s.Kind == kindListener, s.Kind == kindPacket:
+	case s == nil, s.Kind == kindListener, s.Kind == kindPacket, s.isState():
 		return nil, fs.ErrNotExist
 	case s.parked != nil:
 		s.Kind, s.conn, s.parked = kindFile, s.parked, nil

@@ -39,6 +39,7 @@ type standby struct {
 	*successor
 	since    time.Time
 	ready    bool
+	deltas   bool          // it wants to know what has changed in the states since
 	promoted chan struct{} // closed when run reads its words itself
 	relayed  chan struct{} // closed when that goroutine has ended
 }
@@ -180,7 +181,7 @@ func (r *run) standbySaid(w standbyWord) {
 	}
 	switch m := w.m.(type) {
 	case wire.Ready:
-		st.ready = true
+		st.ready, st.deltas = true, m.Deltas
 		r.log.Info("standby is ready", "pid", os.Getpid(), "standby", st.pid)
 	case wire.Progress:
 		r.log.Debug("standby", "pid", os.Getpid(), "standby", st.pid, "text", m.Text)
@@ -278,6 +279,7 @@ func (u *Upgrader) promoted(st *standby, m wire.Locks) (*successor, error) {
 	}
 	u.reach("started")
 	st.waits = true
+	st.wants = st.deltas && st.stranger.written == u.states.latest()
 	return st.successor, nil
 }
 
@@ -402,7 +404,7 @@ func (r *run) attachAgain() {
 	result := make(chan attachment, 1)
 	r.attached, r.detach = result, cancel
 	go func() {
-		l, err := r.attachUnless(ctx, again)
+		l, err := r.attachUnless(ctx, true, again)
 		result <- attachment{l, err}
 	}()
 }
@@ -455,18 +457,23 @@ func (r *run) found(a attachment) {
 // compare says whether this process still has what the one that serves now has,
 // and lets go of the duplicates.
 func (r *run) compare(l *legacy) error {
-	was := r.pred.manifest.Sockets
-	same := len(l.manifest.Sockets) == len(was)
-	for i, m := range l.manifest.Sockets {
-		switch m.Kind {
-		case kindProcess:
-			l.pidfd, l.files[i] = l.files[i], nil // nothing is written to it
-		case kindTurn, kindPIDFile: // this process waits already
-		default:
-			same = same && slices.ContainsFunc(was, func(s wire.Socket) bool { return s.Name == m.Name && s.Kind == m.Kind }) &&
-				r.sockets.isSame(m.Name, l.files[i])
+	was := map[string]string{}
+	for _, m := range r.pred.manifest.Sockets {
+		if l.special(m.Kind) == nil && m.State == nil {
+			was[m.Name] = m.Kind
 		}
 	}
+	same := true
+	for i, m := range l.manifest.Sockets {
+		switch {
+		case m.Kind == kindProcess:
+			l.pidfd, l.files[i] = l.files[i], nil // nothing is written to it
+		case l.special(m.Kind) == nil:
+			same = same && was[m.Name] == m.Kind && r.sockets.isSame(m.Name, l.files[i])
+			delete(was, m.Name)
+		}
+	}
+	same = same && len(was) == 0
 	for _, f := range l.files {
 		if f != nil {
 			_ = f.Close() // a duplicate
@@ -483,7 +490,8 @@ func (r *run) compare(l *legacy) error {
 func (r *run) readyToStandBy() {
 	r.step(readyWithPredecessor, nil)
 	if r.pred.alive() {
-		_ = r.pred.Send(wire.Ready{}) // if it is gone, its channel says so next
+		r.sayReady()
+		r.pred.limit = nil // it waits for as long as it takes
 	}
 	r.manager.standingBy(r.Generation())
 	r.reach("ready")

@@ -191,7 +191,7 @@ func (ss *sockets) list() []Socket {
 	defer ss.mu.Unlock()
 	list := []Socket{}
 	for _, s := range ss.named {
-		if (s.conn != nil || s.parked != nil) && s.Name != turnName {
+		if (s.conn != nil || s.parked != nil) && s.Name != turnName && !s.isState() {
 			list = append(list, Socket{Name: s.Name, Kind: s.Kind, Network: s.Network, Address: s.Address})
 		}
 	}

@@ -21,6 +21,7 @@ type stranger struct {
 	conn    *wire.Conn
 	hello   wire.Hello
 	pid     int      // as it is known here; that of another pid namespace is not
+	written int      // which writing of the states it has got
 	pidfd   *os.File // nil: not known, its channel tells of its end
 }
 
@@ -113,7 +114,15 @@ type extra struct {
 }
 
 // give sends the manifest and all descriptors, and returns when all have arrived.
-func (u *Upgrader) give(ctx context.Context, s *stranger, m wire.Manifest, more []extra) ([]wire.Socket, error) {
+func (u *Upgrader) give(ctx context.Context, s *stranger, m wire.Manifest, more []extra) (given []wire.Socket, err error) {
+	var states []wire.Socket
+	var memory []*os.File
+	if !s.hello.Again {
+		if states, memory, s.written, err = u.writeStates(ctx); err != nil {
+			return nil, err
+		}
+		defer closeAll(memory)
+	}
 	meta, files, err := u.sockets.duplicate()
 	if err != nil {
 		return nil, err
@@ -123,9 +132,10 @@ func (u *Upgrader) give(ctx context.Context, s *stranger, m wire.Manifest, more 
 		defer self.Close() // nothing was written
 		more = append(more, extra{kindProcess, self})
 	}
-	given := meta
+	given = meta
+	meta, files = slices.Concat(meta, states), slices.Concat(files, memory)
 	for _, e := range more { // first of all: the lower number is closed first, if the receiver dies
-		meta, files = slices.Insert(slices.Clone(meta), 0, wire.Socket{Kind: e.kind}), slices.Insert(slices.Clone(files), 0, e.file)
+		meta, files = slices.Insert(meta, 0, wire.Socket{Kind: e.kind}), slices.Insert(files, 0, e.file)
 	}
 	if s.hello.Standby {
 		meta, files = withoutTurn(meta, files)

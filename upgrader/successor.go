@@ -26,6 +26,7 @@ type successor struct {
 
 	stranger *stranger // nil: this process has started it
 	waits    bool      // it was ready, and waits for its commit
+	wants    bool      // but first for what has changed in the states
 }
 
 // dead reports that the successor has ended, whatever it said before.
@@ -132,7 +133,7 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 		return nil, u.attemptError(PhasePrepare, err)
 	}
 	defer img.Close() // nothing was written
-	meta, dups, err := u.sockets.duplicate()
+	meta, dups, err := u.bequest(ctx)
 	if err != nil {
 		return nil, u.attemptError(PhasePrepare, err)
 	}

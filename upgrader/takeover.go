@@ -46,7 +46,7 @@ func (u *Upgrader) takeOver() (*legacy, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*helloTimeout)
 	defer cancel()
 	// One that dies now still has its sockets and its pidfile for an instant.
-	l, err := u.attachUnless(ctx, func(err error) bool { return errors.Is(err, errDied) })
+	l, err := u.attachUnless(ctx, false, func(err error) bool { return errors.Is(err, errDied) })
 	switch {
 	case err == nil:
 		return l, u.accept(l)
@@ -64,10 +64,10 @@ var errDied = fmt.Errorf("%w: who answered has died", ErrNoPredecessor)
 
 // attachUnless tries until it succeeds, or fails with an error after which the
 // next try will not do better, or ctx ends.
-func (u *Upgrader) attachUnless(ctx context.Context, again func(error) bool) (*legacy, error) {
+func (u *Upgrader) attachUnless(ctx context.Context, again bool, next func(error) bool) (*legacy, error) {
 	for {
-		l, err := u.attach(ctx)
-		if err == nil || !again(err) {
+		l, err := u.attach(ctx, again)
+		if err == nil || !next(err) {
 			return l, err
 		}
 		select {
@@ -80,14 +80,14 @@ func (u *Upgrader) attachUnless(ctx context.Context, again func(error) bool) (*l
 
 // attach asks the process that serves for all that it has. ctx ends the wait,
 // which has a limit of its own.
-func (u *Upgrader) attach(ctx context.Context) (*legacy, error) {
+func (u *Upgrader) attach(ctx context.Context, again bool) (*legacy, error) {
 	c, err := dialPredecessor(ctx, u.options.ControlSocket)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(aLongTimeAgo) })
 	defer stop()
-	l := &legacy{channel: c, conn: wire.NewConn(c), taken: true}
+	l := &legacy{channel: c, conn: wire.NewConn(c), taken: true, again: again}
 	err = u.handshake(l)
 	switch {
 	case err == nil && l.conn == nil:
@@ -209,6 +209,9 @@ func (u *Upgrader) acceptOne(l *legacy, m wire.Socket, f *os.File) error {
 		return err
 	}
 	s := &socket{Socket: m, parked: f, inherited: true}
+	if err := s.checkState(m); err != nil {
+		return err
+	}
 	if m.Name == controlName {
 		if err := s.seenAt(u.options.ControlSocket); err != nil {
 			return err

@@ -14,14 +14,14 @@ import (
 func TestFlags(t *testing.T) {
 	c, err := parse([]string{
 		"-listen", "127.0.0.1:1", "-listen", "unix:/tmp/s", "-tls", ":2", "-pidfile", "p", "-probation", "1s",
-		"-drain-timeout", "2s", "-lame-duck", "6s", "-ready-timeout", "3s", "-ready-delay", "4s", "-max-draining", "5", "-log", "json",
+		"-drain-timeout", "2s", "-lame-duck", "6s", "-ready-timeout", "3s", "-ready-delay", "4s", "-keep-cache", "-max-draining", "5", "-log", "json",
 	}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(c.listen, []string{"127.0.0.1:1", "unix:/tmp/s"}) || c.tls != ":2" || c.pidfile != "p" ||
 		c.probation != time.Second || c.drainTimeout != 2*time.Second || c.lameDuck != 6*time.Second || c.readyTimeout != 3*time.Second ||
-		c.readyDelay != 4*time.Second || c.maxDraining != 5 || c.log != "json" || c.nothingToServe {
+		c.readyDelay != 4*time.Second || !c.keepCache || c.maxDraining != 5 || c.log != "json" || c.nothingToServe {
 		t.Errorf("got %+v", c)
 	}
 	if c, err = parse(nil, io.Discard); err != nil || !slices.Equal(c.listen, []string{"127.0.0.1:8080"}) {

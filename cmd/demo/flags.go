@@ -39,6 +39,8 @@ It answers
   GET  /events                server-sent events, one every 10 ms
   GET  /ws                    a WebSocket that echoes
   GET  /page                  a page that uses most of these, and counts what fails
+  GET  /lookup?key=K          what generation looked K up first; slow the first time
+  GET  /state                 requests of all generations, entries of the cache
   GET  /heap?mb=N             touches and keeps so much memory
   GET  /healthz/live          ok, as long as the process answers
   GET  /healthz/ready         ok; 503 from when it is told to stop
@@ -61,6 +63,7 @@ type config struct {
 	lameDuck     time.Duration
 	readyTimeout time.Duration
 	readyDelay   time.Duration
+	keepCache    bool
 	maxDraining  int
 	log          string
 
@@ -87,7 +90,8 @@ func parse(args []string, stdout io.Writer) (config, error) {
 		"how long a process that is stopped serves on, not ready, for load balancers to notice")
 	f.DurationVar(&c.readyTimeout, "ready-timeout", upgrader.DefaultReadyTimeout,
 		"how long a new process may take until it is ready; progress extends it")
-	f.DurationVar(&c.readyDelay, "ready-delay", 0, "simulated warm-up")
+	f.DurationVar(&c.readyDelay, "ready-delay", 0, "simulated warm-up, which fills the cache")
+	f.BoolVar(&c.keepCache, "keep-cache", false, "hand the cache on, so that a new process needs no warm-up")
 	f.IntVar(&c.maxDraining, "max-draining", upgrader.DefaultMaxDraining,
 		"how many replaced generations may drain at once; one more, and the oldest is told to hurry")
 	f.StringVar(&c.log, "log", "console", "log format, console or json, on standard error")

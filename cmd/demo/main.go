@@ -1,6 +1,6 @@
 // Demo is a small HTTP server that upgrades itself: the reference for how a
 // program embeds upgrader and httpgrace. All that concerns the upgrade is in
-// this file.
+// this file, and in state.go what goes on in the next process.
 package main
 
 import (
@@ -62,7 +62,11 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err // the predecessor, if there is one, serves on
 	}
-	srv, err := newServer(up, c, log)
+	var known knowledge
+	if err := known.takeOver(up, c.keepCache); err != nil {
+		return err
+	}
+	srv, err := newServer(up, &known, c, log)
 	if err != nil {
 		return err
 	}
@@ -72,7 +76,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeUntil(up.Done(), listeners...) }()
 
-	warmUp(up, c.readyDelay)
+	if !known.warm {
+		warmUp(up, c.readyDelay)
+	}
 	if err := up.Ready(); err != nil {
 		up.Fail(err)
 		return errors.Join(unlessDeliberate(err), <-served)
@@ -124,11 +130,11 @@ func listen(up *upgrader.Upgrader, c config, log *slog.Logger) ([]net.Listener, 
 	return listeners, nil
 }
 
-func newServer(up *upgrader.Upgrader, c config, log *slog.Logger) (*httpgrace.Server, error) {
+func newServer(up *upgrader.Upgrader, known *knowledge, c config, log *slog.Logger) (*httpgrace.Server, error) {
 	mux := http.NewServeMux()
 	srv := &httpgrace.Server{
 		Server: &http.Server{
-			Handler:           mux,
+			Handler:           known.serve(mux),
 			Protocols:         site.Protocols(),
 			ReadHeaderTimeout: 10 * time.Second,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),

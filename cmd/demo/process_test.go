@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -60,6 +61,58 @@ func TestWarmUpThatShowsProgressMayTakeLonger(t *testing.T) {
 	s := proctest.Start(t, proctest.Demo(t, "v1"),
 		"-probation", "100ms", "-ready-timeout", "1500ms", "-ready-delay", "2500ms")
 	s.Upgrade()
+}
+
+// TestCacheThatIsHandedOnNeedsNoWarmUp, and the counter goes on.
+func TestCacheThatIsHandedOnNeedsNoWarmUp(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprint("keep ", keep), func(t *testing.T) {
+			args := []string{"-probation", "100ms"}
+			if keep { // a warm-up would take longer than a new process is given, and show no progress
+				args = append(args, "-keep-cache", "-ready-delay", "999ms", "-ready-timeout", "900ms")
+			}
+			s := proctest.Start(t, proctest.Demo(t, "v1"), args...)
+			fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // what drains counts for itself
+			get := func(path string) string {
+				t.Helper()
+				resp, err := fresh.Get(s.Target("http-0") + path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				body, err := io.ReadAll(resp.Body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(body)
+			}
+			for generation := 1; generation <= 4; generation++ {
+				by, cached, warm := generation, generation, false
+				if keep {
+					by, warm = 1, generation > 1
+				} else {
+					cached = 1
+				}
+				key := fmt.Sprint("/lookup?key=", generation)
+				if got, want := get("/lookup?key=first"), fmt.Sprintf("first, looked up by generation %d\n", by); got != want {
+					t.Errorf("generation %d: %q, want %q", generation, got, want)
+				}
+				if keep {
+					get(key)
+					cached++
+				} else {
+					get("/")
+				}
+				want := fmt.Sprintf("requests=%d cached=%d warm=%v\n", 3*generation, cached, warm)
+				if got := get("/state"); got != want {
+					t.Errorf("generation %d: %q, want %q", generation, got, want)
+				}
+				if generation < 4 {
+					s.Upgrade()
+				}
+			}
+		})
+	}
 }
 
 func TestStopDuringWarmUpEndsBothProcesses(t *testing.T) {

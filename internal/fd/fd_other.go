@@ -38,3 +38,18 @@ func Identity(os.FileInfo) (dev, ino uint64) { return 0, 0 }
 
 // AttributesOf returns errors.ErrUnsupported.
 func AttributesOf(syscall.Conn) (Attributes, error) { return Attributes{}, errors.ErrUnsupported }
+
+// NewMemory returns errors.ErrUnsupported.
+func NewMemory(string) (*os.File, error) { return nil, errors.ErrUnsupported }
+
+// Seal returns errors.ErrUnsupported.
+func Seal(syscall.Conn) error { return errors.ErrUnsupported }
+
+// Sealed returns errors.ErrUnsupported.
+func Sealed(syscall.Conn) (size int64, err error) { return 0, errors.ErrUnsupported }
+
+// Map returns errors.ErrUnsupported.
+func Map(syscall.Conn, int64) ([]byte, error) { return nil, errors.ErrUnsupported }
+
+// Unmap returns errors.ErrUnsupported.
+func Unmap([]byte) error { return errors.ErrUnsupported }

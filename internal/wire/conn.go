@@ -46,8 +46,8 @@ func NewConn(c *net.UnixConn) *Conn {
 func (c *Conn) SetLimit(limit int) { c.limit = uint32(min(limit, MaxFrame)) }
 
 // Send writes m, with duplicates of the descriptors rights, which remain the
-// caller's: as many as m says, which is none but for a Connection, Descriptors and
-// Locks. Either the whole
+// caller's: as many as m says, which is none but for a Connection, Delta, Descriptors
+// and Locks. Either the whole
 // frame is written, or the error says why not. It waits for the peer for
 // SendTimeout; then, and after part of a frame was written, the Conn is broken
 // and every later Send fails. A message that does not fit a frame is refused
@@ -74,7 +74,7 @@ func (c *Conn) Send(m Message, rights ...int) error {
 // takes returns how many descriptors ride along with m.
 func takes(m Message) int {
 	switch m := m.(type) {
-	case Connection:
+	case Connection, Delta:
 		return 1
 	case Descriptors:
 		return m.Count

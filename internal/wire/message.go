@@ -41,6 +41,7 @@ type Hello struct {
 	Build   string `json:"build"`
 	Standby bool   `json:"standby,omitempty"` // it waits for its commit for as long as it takes
 	Managed bool   `json:"managed,omitempty"` // it has a service manager of its own
+	Again   bool   `json:"again,omitempty"`   // a standby that has everything, from a process that has been replaced
 }
 
 // Manifest answers Hello: what the successor is going to be, and its sockets.
@@ -73,6 +74,15 @@ type Socket struct {
 	Address   string `json:"address,omitempty"`   // the address as bound, "127.0.0.1:40123"
 	Dev       uint64 `json:"dev,omitempty"`       // with Ino: the inode of the unix path that it bound
 	Ino       uint64 `json:"ino,omitempty"`       // 0: none
+	State     *State `json:"state,omitempty"`     // a file with these bytes; nil: it is no state
+}
+
+// State describes the bytes that a process hands on under a name.
+type State struct {
+	Name  string `json:"name"`
+	Size  int64  `json:"size"`
+	Sum   uint32 `json:"crc32c,omitempty"` // Castagnoli's; 0: there is nothing to compare
+	Delta bool   `json:"delta,omitempty"`  // until commit its sender can tell what has changed since
 }
 
 // Progress tells the predecessor that the successor is still getting ready.
@@ -80,8 +90,17 @@ type Progress struct {
 	Text string `json:"text"`
 }
 
-// Ready tells the predecessor that the successor could serve.
-type Ready struct{}
+// Ready tells the predecessor that the successor could serve. With Deltas it
+// does once it has applied a Delta, and then it says Ready again.
+type Ready struct {
+	Deltas bool `json:"deltas,omitempty"`
+}
+
+// Delta tells the successor what has changed in the states since the manifest.
+// The bytes of all are in one file, in this order, whose descriptor rides along.
+type Delta struct {
+	States []State `json:"states"`
+}
 
 // Failed carries the reason why the successor gives up.
 type Failed struct {
@@ -191,6 +210,7 @@ func (Hello) kind() string       { return "hello" }
 func (Manifest) kind() string    { return "manifest" }
 func (Progress) kind() string    { return "progress" }
 func (Ready) kind() string       { return "ready" }
+func (Delta) kind() string       { return "delta" }
 func (Failed) kind() string      { return "failed" }
 func (Commit) kind() string      { return "commit" }
 func (Abort) kind() string       { return "abort" }
@@ -295,6 +315,8 @@ func (e envelope) message() (Message, error) {
 		return body[Progress](e.Body)
 	case Ready{}.kind():
 		return body[Ready](e.Body)
+	case Delta{}.kind():
+		return body[Delta](e.Body)
 	case Failed{}.kind():
 		return body[Failed](e.Body)
 	case Commit{}.kind():

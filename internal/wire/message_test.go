@@ -49,6 +49,7 @@ var golden = []Message{
 	Connection{ID: 1<<64 - 1, Listener: "http"},
 	Taken{ID: 7},
 	Refused{ID: 8, Reason: "no listener named http"},
+	Delta{States: []State{{Name: "cache", Size: 4096}, {Name: "größe = 1", Size: 1 << 40, Sum: 1<<32 - 1}}},
 	Draining{Processes: []Process{
 		{Generation: 2, PID: 4712, Build: "v1.2.3 0a1b2c3", State: "draining", Since: moment, Connections: new(int), Deadline: moment.Add(time.Minute)},
 		{Generation: 1, PID: 4711, State: "draining", Since: moment},
@@ -63,9 +64,14 @@ var moment = time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 // grown has messages with fields that came later, by the name of their file.
 var grown = map[string]Message{
 	"manifest-counters": Manifest{Version: 1, Generation: 3, Build: "v1.2.3 0a1b2c3", Counters: Counters{Upgrades: 1, Failures: 2, Rollbacks: 3, Killed: 4}},
-	"hello-take-over":   Hello{Version: 1, PID: 4711, Build: "v1.2.3", Standby: true, Managed: true},
+	"hello-take-over":   Hello{Version: 1, PID: 4711, Build: "v1.2.3", Standby: true, Managed: true, Again: true},
 	"manifest-pid":      Manifest{Version: 1, Generation: 2, PID: 4711},
 	"confirm-elapsed":   Confirm{Elapsed: 5 * time.Second},
+	"manifest-state": Manifest{Version: 1, Generation: 2, Sockets: []Socket{
+		{Name: ".state.cache", Kind: "file", State: &State{Name: "cache", Size: 1 << 40, Sum: 7, Delta: true}},
+		{Name: ".state.empty", Kind: "file", State: &State{Name: "empty"}},
+	}},
+	"ready-deltas": Ready{Deltas: true},
 }
 
 // files are all messages by the name of their file.
