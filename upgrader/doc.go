@@ -58,6 +58,8 @@
 //	hand a connection over to give an established, idle connection to the successor, whose Accept
 //	                       returns it
 //	hurry                  a drain is to be cut short
+//	state                  what the program knows, handed on by name as bytes (SetState, State);
+//	                       delta: what has changed in it between its start and commit
 //
 // # Invariants
 //

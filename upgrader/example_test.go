@@ -4,13 +4,17 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -120,6 +124,81 @@ func ExampleListener_HandOver() {
 	case <-drained:
 	case <-up.Hurry():
 	}
+}
+
+// A counter goes on from generation to generation. Most of it, here all of it, is
+// written before the new process is started, and what has been counted since
+// when that is ready.
+func ExampleUpgrader_SetState() {
+	up, err := upgrader.New(upgrader.Options{PIDFile: "/run/app/app.pid"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var served counter
+	switch s, err := up.State("served"); {
+	case err == nil:
+		err = errors.Join(served.set(s.Bytes()), s.Close())
+		if err != nil {
+			log.Fatal(err) // the predecessor serves on
+		}
+	case !errors.Is(err, fs.ErrNotExist): // it is the first process, or the old build had none
+		log.Fatal(err)
+	}
+	err = errors.Join(up.SetState("served", &served), up.OnStateDelta("served", served.set))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := up.Ready(); err != nil {
+		log.Fatal(err)
+	}
+	<-up.Done()
+}
+
+// counter is a state, and its own difference.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) WriteTo(w io.Writer) (int64, error) {
+	n, err := fmt.Fprint(w, c.n.Load())
+	return int64(n), err
+}
+
+func (c *counter) WriteDelta(w io.Writer) error {
+	_, err := c.WriteTo(w)
+	return err
+}
+
+func (c *counter) set(b []byte) error {
+	n, err := strconv.ParseInt(string(b), 10, 64)
+	c.n.Store(n)
+	return err
+}
+
+// A large table is never copied: each process maps the memory that the first one
+// has written.
+func ExampleNewState() {
+	up, err := upgrader.New(upgrader.Options{PIDFile: "/run/app/app.pid", ReadyTimeout: time.Minute})
+	if err != nil {
+		log.Fatal(err)
+	}
+	table, err := up.State("table")
+	if errors.Is(err, fs.ErrNotExist) {
+		var f *os.File
+		if f, err = os.Open("/var/lib/app/table"); err == nil {
+			table, err = upgrader.NewState(f) // an *os.File is an io.WriterTo
+		}
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := up.SetState("table", table); err != nil { // as it is, without a copy
+		log.Fatal(err)
+	}
+	lookUp := func(i int) byte { return table.Bytes()[i] }
+	_ = lookUp
+	if err := up.Ready(); err != nil {
+		log.Fatal(err)
+	}
+	<-up.Done()
 }
 
 // The records go to zerolog.

@@ -20,8 +20,9 @@ type statesConfig struct {
 	Set     map[string]int `json:"set,omitempty"` // so many bytes, which follow from the generation
 	Counter string         `json:"counter,omitempty"`
 	Sum     bool           `json:"sum,omitempty"`
-	Large   int64          `json:"large,omitempty"`  // one state of so many bytes, handed on as it is
-	Points  bool           `json:"points,omitempty"` // when each point is reached
+	Large   int64          `json:"large,omitempty"`   // one state of so many bytes, handed on as it is
+	Written bool           `json:"written,omitempty"` // the first generation writes it when it is replaced
+	Points  bool           `json:"points,omitempty"`  // when each point is reached
 
 	// Fail is what fails in which generation: Point is the callback, size, write,
 	// delta or apply; Action is error, panic, less or more.
@@ -187,7 +188,10 @@ func (p stateProgram) large() error {
 		return nil
 	}
 	s, err := p.u.State("large")
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && p.Written:
+		return p.u.SetState("large", blocks(p.Large))
+	case errors.Is(err, fs.ErrNotExist):
 		s, err = NewState(blocks(p.Large))
 	}
 	if err != nil {
@@ -211,6 +215,8 @@ func readLarge() uint32 {
 
 // blocks writes so many bytes, in blocks that differ.
 type blocks int64
+
+func (n blocks) StateSize() int64 { return int64(n) }
 
 func (n blocks) WriteTo(w io.Writer) (written int64, err error) {
 	b := make([]byte, 1<<20)
