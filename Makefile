@@ -28,7 +28,7 @@ managers: ## tests under real process managers, on a machine that does nothing e
 	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) ./internal/managers/
 
 race: setup ## what touches processes, 20 times over
-	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec|Modes)' ./upgrader/ ./httpgrace/ ./internal/supervise/ .
+	$(GO) test -race -shuffle=on -count=20 -parallel $(PARALLEL) -timeout 120m -skip '^Test(Real|H2spec|Modes)' ./upgrader/ ./upgradertest/ ./httpgrace/ ./internal/supervise/ .
 
 soak: setup ## 1,000 upgrades and 1,000 failed ones; 100 with each mode and real client; 4 GiB of state
 	HANDOVER_SOAK=1000 $(GO) test -count=1 -timeout 60m -run 'Soak' -v ./upgrader/

@@ -79,6 +79,30 @@ func TestQuickStartBuilds(t *testing.T) {
 	}
 }
 
+// TestExampleOfTestingRuns: what the page tells users to write does pass.
+func TestExampleOfTestingRuns(t *testing.T) {
+	dir := t.TempDir()
+	args := []string{"test", "-count=1"}
+	for _, name := range []string{"main.go", "main_test.go"} {
+		_, rest, _ := strings.Cut(read(t, "docs/testing.md"), "`"+name+"`:\n\n```go\n")
+		source, _, found := strings.Cut(rest, "```\n")
+		if !found {
+			t.Fatalf("no %s", name)
+		}
+		if formatted, err := format.Source([]byte(source)); err != nil || string(formatted) != source {
+			t.Errorf("%s: %v, want it as gofmt writes it:\n%s", name, err, formatted)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(source), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, path)
+	}
+	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {
+		t.Errorf("go test: %v\n%s", err, out)
+	}
+}
+
 var testName = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark|Example)[A-Z_]\w*`)
 
 // TestNamedTestsExist: a document that names a test names one that is there.
@@ -96,8 +120,9 @@ func TestNamedTestsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	program := regexp.MustCompile("(?s)```go\n.*?\n```")
 	for path, text := range documents(t) {
-		for _, name := range testName.FindAllString(text, -1) {
+		for _, name := range testName.FindAllString(program.ReplaceAllString(text, ""), -1) {
 			if !there[name] {
 				t.Errorf("%s names %s, which does not exist", path, name)
 			}
@@ -224,7 +249,10 @@ func TestArrowsPointDownward(t *testing.T) {
 	allowed := map[string][]string{
 		"httpgrace":     {},
 		"internal/wire": {},
-		"internal/fd":   {"golang.org/x/sys/"},
+		"upgradertest": {
+			"golang.org/x/sys/", "github.com/kardianos/osext", module + "/internal/", module + "/upgrader",
+		},
+		"internal/fd": {"golang.org/x/sys/"},
 		"upgrader": {
 			"golang.org/x/sys/", "github.com/kardianos/osext", module + "/internal/fd", module + "/internal/supervise", module + "/internal/wire",
 		},

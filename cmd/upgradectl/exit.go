@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/go-handover/handover/cmd/upgradectl/internal/client"
+	"github.com/go-handover/handover/internal/client"
 	"github.com/go-handover/handover/internal/wire"
 )
 

@@ -6,49 +6,21 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
+	"github.com/go-handover/handover/internal/client"
 	"github.com/go-handover/handover/internal/fd"
 )
 
-// pidfile is the server's, with the two names beside it that exist while an
-// upgrade is under way (docs/adr/0003).
-type pidfile struct {
-	path string
-	next string // of the process that is to be committed
-	prev string // of the one that can take the service back
-}
-
-func pidfileAt(path string) pidfile {
-	dir, base := filepath.Split(path)
-	return pidfile{path, filepath.Join(dir, "."+base+".next"), filepath.Join(dir, "."+base+".prev")}
-}
-
-// named returns the pid in the file at path.
-func named(path string) (int, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 0 {
-		return 0, fmt.Errorf("%s: %.32q is not a pid", path, text)
-	}
-	return pid, nil
-}
-
-// server returns the pid of the server, if there is one. A file that nobody has
+// serverOf returns the pid of the server, if there is one. A file that nobody has
 // locked is stale, whatever it says: the pid may be a stranger's by now.
-func (f pidfile) server() (int, error) {
-	pid, err := named(f.path)
+func serverOf(f client.PIDFile) (int, error) {
+	pid, err := client.Named(f.Path)
 	if err != nil {
 		return 0, noServer(err)
 	}
-	file, err := os.Open(f.path)
+	file, err := os.Open(f.Path)
 	if err != nil {
 		return 0, noServer(err)
 	}
@@ -58,7 +30,7 @@ func (f pidfile) server() (int, error) {
 		return 0, noServer(err)
 	}
 	if !locked {
-		return 0, exit(exitUnreachable, "no server: %s is stale: process %d does not hold it", f.path, pid)
+		return 0, exit(exitUnreachable, "no server: %s is stale: process %d does not hold it", f.Path, pid)
 	}
 	return pid, nil
 }
@@ -88,16 +60,16 @@ func signalServer(pid int, sig os.Signal) error {
 
 // stopBySignal is stopBySocket without one.
 func (ps *processes) stopBySignal(path string) error {
-	f := pidfileAt(path)
-	pid, err := f.server()
+	f := client.PIDFileAt(path)
+	pid, err := serverOf(f)
 	if err != nil {
 		return err
 	}
 	if err := ps.add(pid); err != nil {
 		return err
 	}
-	for _, path := range []string{f.next, f.prev} {
-		other, err := named(path)
+	for _, path := range []string{f.Next, f.Prev} {
+		other, err := client.Named(path)
 		if err != nil {
 			continue // no upgrade is under way
 		}
@@ -108,29 +80,6 @@ func (ps *processes) stopBySignal(path string) error {
 	return signalServer(pid, syscall.SIGTERM)
 }
 
-// look is what the pidfile says at one moment.
-type look struct {
-	file      os.FileInfo // nil: it is not there
-	wayBack   bool        // the old process can take the service back
-	preparing bool        // somebody is to be committed
-}
-
-// look looks at the file first. At a commit the way back is there before the new
-// file is, so who sees the new file and then no way back sees the end.
-func (f pidfile) look() look {
-	var l look
-	if fi, err := os.Stat(f.path); err == nil {
-		l.file = fi
-	}
-	l.wayBack, l.preparing = exists(f.prev), exists(f.next)
-	return l
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
 // pidfileLook is between two looks at the pidfile.
 const pidfileLook = 20 * time.Millisecond
 
@@ -138,24 +87,24 @@ const pidfileLook = 20 * time.Millisecond
 // answer: an upgrade that somebody else has begun at the same instant is taken
 // for the one that was asked for.
 func upgradeBySignal(ctx context.Context, path string, con *console, noWait bool) error {
-	f := pidfileAt(path)
-	pid, err := f.server()
+	f := client.PIDFileAt(path)
+	pid, err := serverOf(f)
 	if err != nil {
 		return err
 	}
-	before := f.look()
-	if before.wayBack || before.preparing {
+	seen, err := f.Witness()
+	if errors.Is(err, client.ErrBusy) {
 		return exit(exitBusy, "busy: an upgrade of process %d is under way", pid)
 	}
-	if before.file == nil {
-		return noServer(fmt.Errorf("%s: %w", path, fs.ErrNotExist))
+	if err != nil {
+		return noServer(err)
 	}
 	old, err := openProcess(pid)
 	if err != nil {
 		return noServer(fmt.Errorf("process %d: %w", pid, err))
 	}
 	defer old.close()
-	w := &witness{pidfile: f, console: con, begun: time.Now(), before: before.file, pid: pid, old: old}
+	w := &witness{Witness: seen, console: con, begun: time.Now(), pid: pid, old: old}
 	if err := signalServer(pid, upgradeSignal); err != nil {
 		return err
 	}
@@ -166,17 +115,11 @@ func upgradeBySignal(ctx context.Context, path string, con *console, noWait bool
 	return w.watch(ctx)
 }
 
-// witness sees an upgrade from outside. The inode of the pidfile changes when
-// the new process is committed, and comes back when it is rolled back, which is
-// possible as long as the name for it is there. An attempt that has ended
-// without a new process gives the old file a new time. One that is rolled back
-// between two looks is taken for one that has failed: the old process serves
-// after either.
+// witness tells what is seen of an upgrade.
 type witness struct {
-	pidfile
+	*client.Witness
 	console   *console
 	begun     time.Time
-	before    os.FileInfo
 	pid       int
 	old       *process
 	committed bool
@@ -191,7 +134,7 @@ func (w *witness) watch(ctx context.Context) error {
 			return err
 		}
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return exit(exitFailed, "no verdict in time (-timeout); the upgrade may go on: %s names it", w.path)
+			return exit(exitFailed, "no verdict in time (-timeout); the upgrade may go on: %s names it", w.Path)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -206,33 +149,19 @@ func (w *witness) say(name, format string, args ...any) {
 	w.console.await("%s: %s", name, what)
 }
 
-// verdict looks once, or twice at what must have been so all the time: the
-// processes do not wait between two looks.
 func (w *witness) verdict() (over bool, err error) {
 	gone := w.gone() // asked first: what ends after this is seen the next time
-	l := w.look()
-	switch {
-	case l.file == nil:
-	case os.SameFile(l.file, w.before):
-		if l.file.ModTime().Equal(w.before.ModTime()) || !w.still(l) {
-			break
-		}
-		if w.committed {
-			return true, exit(exitRolledBack, "rolled back: process %d serves again; the server's log has the reason", w.pid)
-		}
+	switch sight, pid := w.Look(alive); {
+	case sight == client.RolledBack:
+		return true, exit(exitRolledBack, "rolled back: process %d serves again; the server's log has the reason", w.pid)
+	case sight == client.Failed:
 		return true, exit(exitFailed, "failed: process %d serves on; the server's log has the reason", w.pid)
-	case !l.wayBack && w.still(l) && alive(w.path):
-		pid, err := named(w.path)
-		if err != nil {
-			break // another look
-		}
+	case sight == client.Upgraded:
 		w.say("done", "process %d has replaced process %d", pid, w.pid)
 		return true, nil
-	case !w.committed:
+	case sight == client.Committed && !w.committed:
 		w.committed = true
-		if pid, err := named(w.path); err == nil {
-			w.say("probation", "process %d serves; process %d can take the service back", pid, w.pid)
-		}
+		w.say("probation", "process %d serves; process %d can take the service back", pid, w.pid)
 	}
 	if gone {
 		return true, exit(exitUnreachable, "no server: process %d has ended without a successor", w.pid)
@@ -240,23 +169,18 @@ func (w *witness) verdict() (over bool, err error) {
 	return false, nil
 }
 
-// still reports that the pidfile is the one that l saw.
-func (w *witness) still(l look) bool {
-	now := w.look()
-	return now.file != nil && os.SameFile(now.file, l.file)
-}
-
 // gone reports that there is no server, and nobody who is about to be one.
 func (w *witness) gone() bool {
-	return w.old.ended() && !alive(w.path) && !exists(w.next)
+	return w.old.ended() && !aliveAt(w.Path) && !client.Exists(w.Next)
 }
 
-// alive reports that the process that the file at path names is there.
-func alive(path string) bool {
-	pid, err := named(path)
-	if err != nil {
-		return false
-	}
+// aliveAt reports that the process that the file at path names is there.
+func aliveAt(path string) bool {
+	pid, err := client.Named(path)
+	return err == nil && alive(pid)
+}
+
+func alive(pid int) bool {
 	p, err := openProcess(pid)
 	if err != nil {
 		return false

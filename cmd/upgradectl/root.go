@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/go-handover/handover/cmd/upgradectl/internal/client"
 	"github.com/go-handover/handover/cmd/upgradectl/internal/probe"
+	"github.com/go-handover/handover/internal/client"
 )
 
 // version is set with -ldflags "-X main.version=…".

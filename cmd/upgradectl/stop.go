@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/go-handover/handover/cmd/upgradectl/internal/client"
+	"github.com/go-handover/handover/internal/client"
 	"github.com/go-handover/handover/internal/wire"
 	"github.com/go-handover/handover/upgrader"
 )

@@ -3,10 +3,6 @@
 package proctest
 
 import (
-	"bufio"
-	"crypto/rand"
-	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/go-handover/handover/internal/proctest/program"
 )
 
 // patience is the limit of everything that is waited for.
@@ -30,11 +28,8 @@ type Server struct {
 	PIDFile string
 	First   *os.Process
 
-	t      testing.TB
-	token  string // in the environment of all generations
-	code   int    // of the first process, after exited
-	exited chan struct{}
-	gone   chan struct{} // closed when no process has the log open any more
+	t       testing.TB
+	program *program.Process
 
 	mu     sync.Mutex
 	events []Event
@@ -86,10 +81,7 @@ func Exec(t testing.TB, path string, args ...string) *Server {
 
 func execIn(t testing.TB, place Place, path string, args ...string) *Server {
 	t.Helper()
-	s := &Server{
-		Path: path, t: t, token: "PROCTEST=" + rand.Text(),
-		exited: make(chan struct{}), gone: make(chan struct{}), more: make(chan struct{}),
-	}
+	s := &Server{Path: path, t: t, more: make(chan struct{})}
 	if i := slices.Index(args, "-pidfile"); i >= 0 {
 		s.PIDFile = args[i+1]
 	} else {
@@ -100,38 +92,14 @@ func execIn(t testing.TB, place Place, path string, args ...string) *Server {
 		args = append([]string{"-listen", "127.0.0.1:0"}, args...)
 	}
 	cmd := exec.Command(path, args...)
-	cmd.Env = append(os.Environ(), s.token)
-	// A pipe of our own: exec's would be read to its end by Wait, which is when
-	// the last generation has ended and not the first.
-	r, w, err := os.Pipe()
+	var err error
+	s.program, err = program.Start(cmd, func() error { return startIn(place, cmd) }, func(line string) { s.add(parseEvent(line)) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stdout, cmd.Stderr = w, w
-	err = startIn(place, cmd)
-	if err := errors.Join(err, w.Close()); err != nil {
-		t.Fatal(errors.Join(err, r.Close()))
-	}
-	s.First = cmd.Process
-	go s.read(r)
-	go func() {
-		defer close(s.exited)
-		_ = cmd.Wait() // the code says it
-		s.code = cmd.ProcessState.ExitCode()
-	}()
+	s.First = s.program.First
 	t.Cleanup(func() { s.end(2*time.Second, 8*time.Second) })
 	return s
-}
-
-// read ends when no process has the pipe open any more.
-func (s *Server) read(r io.ReadCloser) {
-	defer close(s.gone)
-	defer r.Close()
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		s.add(parseEvent(lines.Text()))
-	}
 }
 
 func (s *Server) add(e Event) {
@@ -172,7 +140,7 @@ func (s *Server) After(e Event, m Match) Event {
 		}
 		select {
 		case <-more:
-		case <-s.gone:
+		case <-s.program.Gone():
 			over = true // one more look
 		case <-limit:
 			s.t.Fatalf("not in %v: %s", patience, m.Name)
@@ -243,15 +211,7 @@ func (s *Server) Signal(pid int, sig syscall.Signal) {
 // deploy does.
 func (s *Server) Replace(binary string) {
 	s.t.Helper()
-	next := s.Path + ".next"
-	content, err := os.ReadFile(binary)
-	if err == nil {
-		err = WriteBinary(next, content)
-	}
-	if err == nil {
-		err = os.Rename(next, s.Path)
-	}
-	if err != nil {
+	if err := program.Replace(s.Path, binary); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -290,7 +250,7 @@ func (s *Server) Stop() {
 func (s *Server) WaitGone() {
 	s.t.Helper()
 	select {
-	case <-s.gone:
+	case <-s.program.Gone():
 	case <-time.After(patience):
 		s.t.Fatalf("not gone in %v: %v", patience, s.processes())
 	}
@@ -300,11 +260,11 @@ func (s *Server) WaitGone() {
 func (s *Server) ExitCode() int {
 	s.t.Helper()
 	select {
-	case <-s.exited:
+	case <-s.program.Exited():
 	case <-time.After(patience):
 		s.t.Fatalf("the first process, %d, has not ended in %v", s.First.Pid, patience)
 	}
-	return s.code
+	return s.program.Code()
 }
 
 // end leaves nothing behind. It is polite within the first limit, in a hurry
@@ -315,7 +275,7 @@ func (s *Server) end(polite, hurried time.Duration) {
 		s.t.Errorf("process %d is left: killed", pid)
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
 	}
-	<-s.exited
+	<-s.program.Exited()
 	if !s.t.Failed() {
 		return
 	}
@@ -327,36 +287,24 @@ func (s *Server) end(polite, hurried time.Duration) {
 // over asks every process to stop, which for a draining one means to hurry.
 func (s *Server) over(limit time.Duration) bool {
 	for _, pid := range s.processes() {
-		_ = syscall.Kill(pid, syscall.SIGTERM) // it may just have ended
-		_ = syscall.Kill(pid, syscall.SIGCONT)
+		program.Ask(pid)
 	}
 	select {
-	case <-s.gone:
+	case <-s.program.Gone():
 		return true
 	case <-time.After(limit):
 		return false
 	}
 }
 
-// processes returns what is alive of the server, logged or not: whatever has
-// the token in its environment. Without /proc it is whatever has logged its pid.
+// processes returns what is alive of the server, logged or not. Without /proc it
+// is whatever has logged its pid.
 func (s *Server) processes() []int {
-	var pids []int
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		env, err := os.ReadFile(filepath.Join(dir, "environ"))
-		if err == nil && slices.Contains(strings.Split(string(env), "\x00"), s.token) {
-			pid, _ := strconv.Atoi(filepath.Base(dir)) // digits
-			pids = append(pids, pid)
-		}
-	}
-	if len(dirs) > 0 {
-		return pids
-	}
+	var logged []int
 	for _, e := range s.Events() {
-		if e.PID != 0 && !slices.Contains(pids, e.PID) && syscall.Kill(e.PID, 0) == nil {
-			pids = append(pids, e.PID)
+		if e.PID != 0 {
+			logged = append(logged, e.PID)
 		}
 	}
-	return pids
+	return s.program.PIDs(logged...)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/go-handover/handover/internal/proctest"
+	"github.com/go-handover/handover/upgradertest"
 )
 
 // Upgrades is how often a test replaces its example.
@@ -36,7 +37,7 @@ func Start(t *testing.T, name string, flags ...string) *Service {
 // Build builds the example of this name.
 func Build(t *testing.T, name string) (path string) {
 	t.Helper()
-	return proctest.Build(t, "github.com/go-handover/handover/examples/"+name, raceFlags...)
+	return upgradertest.Build(t, "github.com/go-handover/handover/examples/"+name)
 }
 
 // Addr returns the address on which the service listens.

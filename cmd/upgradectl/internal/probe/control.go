@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	control "github.com/go-handover/handover/cmd/upgradectl/internal/client"
+	control "github.com/go-handover/handover/internal/client"
 	"github.com/go-handover/handover/internal/wire"
 	"github.com/go-handover/handover/upgrader"
 )

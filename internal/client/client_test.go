@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-handover/handover/cmd/upgradectl/internal/fake"
+	"github.com/go-handover/handover/internal/client/fake"
 	"github.com/go-handover/handover/internal/wire"
 	"github.com/go-handover/handover/upgrader"
 )

@@ -1,5 +1,5 @@
 //go:build !race
 
-package exampletest
+package upgradertest
 
 var raceFlags []string

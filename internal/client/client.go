@@ -1,4 +1,5 @@
-// Package client asks a server through its control socket.
+// Package client asks a server through its control socket, and sees by its
+// pidfile how an upgrade goes.
 package client
 
 import (
