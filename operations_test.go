@@ -45,6 +45,31 @@ func TestOperations(t *testing.T) {
 	s.WaitGone()
 }
 
+// TestHotStandby runs every command of docs/operations/standby.md, in order, in
+// one shell.
+func TestHotStandby(t *testing.T) {
+	sh := newShell(t, operatorsDir(t))
+	defer sh.run(t, "kill $(jobs -p); wait")    // what a step has left behind
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	steps := stepsOf(t, strings.ReplaceAll(read(t, "docs/operations/standby.md"), "127.0.0.1:8080", ln.Addr().String()))
+	for _, step := range steps {
+		out, code := sh.run(t, step.commands)
+		if missing := missingLine(out, step.said); missing != "" || code != step.code {
+			t.Fatalf("line %d: %s: exit code %d, want %d; it does not say %q after what is above that:\n%s",
+				step.line, step.commands, code, step.code, missing, out)
+		}
+	}
+	if len(steps) < 6 {
+		t.Fatalf("only %d steps found", len(steps))
+	}
+}
+
 // step is a block of commands, and what the block below it says they do.
 type step struct {
 	heading, commands string
@@ -136,6 +161,16 @@ func TestMissingLine(t *testing.T) {
 // there, and a shell in that directory.
 func operated(t *testing.T) (*proctest.Server, *shell) {
 	t.Helper()
+	dir := operatorsDir(t)
+	in := func(name string) string { return filepath.Join(dir, name) }
+	s := proctest.Start(t, in("app"), "-listen", "127.0.0.1:0", "-pidfile", in("app.pid"), "-control", in("control"),
+		"-probation", "2s", "-drain-timeout", "5m")
+	return s, newShell(t, dir)
+}
+
+// operatorsDir has the binaries.
+func operatorsDir(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	for name, built := range map[string]string{
 		"app":            proctest.Demo(t, "v1"),
@@ -158,10 +193,7 @@ func operated(t *testing.T) (*proctest.Server, *shell) {
 			t.Fatal(err)
 		}
 	}
-	in := func(name string) string { return filepath.Join(dir, name) }
-	s := proctest.Start(t, in("app"), "-listen", "127.0.0.1:0", "-pidfile", in("app.pid"), "-control", in("control"),
-		"-probation", "2s", "-drain-timeout", "5m")
-	return s, newShell(t, dir)
+	return dir
 }
 
 // hold begins a download that outlasts the test, on a connection of its own.

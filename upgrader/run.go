@@ -153,7 +153,7 @@ func (r *run) leave(e event, why error) {
 		time.AfterFunc(r.options.DrainTimeout, r.hurryUp)
 	}
 	r.err = why
-	if e == stopAsked {
+	if e == stopAsked && !r.failing {
 		r.manager.stopping()
 	}
 	r.reportDrain() // the successor acts on it, and this process may end with Done

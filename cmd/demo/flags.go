@@ -58,6 +58,8 @@ type config struct {
 	tls          string
 	pidfile      string
 	control      string
+	takeOver     upgrader.TakeOver
+	standby      bool
 	probation    time.Duration
 	drainTimeout time.Duration
 	lameDuck     time.Duration
@@ -82,6 +84,9 @@ func parse(args []string, stdout io.Writer) (config, error) {
 	f.StringVar(&c.tls, "tls", "", "`address` to serve HTTPS on, with a self-signed certificate")
 	f.StringVar(&c.pidfile, "pidfile", "", "`file` that names the process that serves")
 	f.StringVar(&c.control, "control", "", "`path` of a socket for upgradectl: status, upgrade with a verdict, roll-back")
+	f.Func("takeover", "`whether` a process that somebody else has started takes the sockets from the one at -control: auto, never or require (default auto)",
+		func(s string) (err error) { c.takeOver, err = takeOver(s); return err })
+	f.BoolVar(&c.standby, "standby", false, "wait, ready, until the process at -control dies or upgradectl promotes this one")
 	f.DurationVar(&c.probation, "probation", upgrader.DefaultProbation,
 		"how long the old process can take the service back; negative: not at all")
 	f.DurationVar(&c.drainTimeout, "drain-timeout", upgrader.DefaultDrainTimeout,
@@ -105,6 +110,10 @@ func parse(args []string, stdout io.Writer) (config, error) {
 	case err != nil:
 	case f.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
+	case c.control == "" && (c.standby || c.takeOver == upgrader.TakeOverRequire):
+		err = errors.New("-standby and -takeover require find the process that serves by -control: want it, too")
+	case c.standby && c.takeOver == upgrader.TakeOverNever:
+		err = errors.New("-standby with -takeover never: a standby takes over")
 	case c.log != "console" && c.log != "json":
 		err = fmt.Errorf("-log %s: want console or json", c.log)
 	case showVersion:
@@ -119,6 +128,18 @@ func parse(args []string, stdout io.Writer) (config, error) {
 		c.listen = []string{"127.0.0.1:8080"}
 	}
 	return c, nil
+}
+
+func takeOver(word string) (upgrader.TakeOver, error) {
+	switch word {
+	case "auto":
+		return upgrader.TakeOverAuto, nil
+	case "never":
+		return upgrader.TakeOverNever, nil
+	case "require":
+		return upgrader.TakeOverRequire, nil
+	}
+	return 0, errors.New("want auto, never or require")
 }
 
 func printHelp(f *flag.FlagSet, w io.Writer) error {

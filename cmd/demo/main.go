@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-handover/handover/httpgrace"
@@ -44,6 +45,8 @@ func run(args []string, stdout, stderr io.Writer) error {
 	up, err := upgrader.New(upgrader.Options{
 		PIDFile:       c.pidfile,
 		ControlSocket: c.control,
+		TakeOver:      c.takeOver,
+		Standby:       c.standby,
 		Version:       version,
 		ReadyTimeout:  c.readyTimeout,
 		Probation:     c.probation,
@@ -57,7 +60,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err := up.HandleSignals(context.Background(), upgrader.Signals{}); err != nil {
 		return err
 	}
-	log = log.With("pid", os.Getpid(), "generation", up.Generation())
+	log = log.With("pid", os.Getpid())
 	listeners, err := listen(up, c, log)
 	if err != nil {
 		return err // the predecessor, if there is one, serves on
@@ -90,10 +93,10 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if err != nil { // the limit was reached: not a reason to fail
-		log.Warn("drain cut short", "err", err)
+		log.Warn("drain cut short", "generation", up.Generation(), "err", err)
 	}
 	s := srv.Stats()
-	log.Info("drained", "handed_over", s.HandedOver, "closed_idle", s.ClosedIdle, "late", s.Late, "forced", s.Forced.Total())
+	log.Info("drained", "generation", up.Generation(), "handed_over", s.HandedOver, "closed_idle", s.ClosedIdle, "late", s.Late, "forced", s.Forced.Total())
 	up.Wait() // an older generation may still need this one
 	return unlessDeliberate(up.Err())
 }
@@ -126,7 +129,7 @@ func listen(up *upgrader.Upgrader, c config, log *slog.Logger) ([]net.Listener, 
 			return nil, err
 		}
 	}
-	log.Info("listening", addrs...)
+	log.Info("listening", append(addrs, "generation", up.Generation())...)
 	return listeners, nil
 }
 
@@ -143,7 +146,9 @@ func newServer(up *upgrader.Upgrader, known *knowledge, c config, log *slog.Logg
 		LameDuck:     c.lameDuck,
 		Hurry:        up.Hurry(),
 	}
-	mux.Handle("/", site.Handler(up.Generation(), version))
+	// A standby knows its generation once it is promoted: no request comes before.
+	pages := sync.OnceValue(func() http.Handler { return site.Handler(up.Generation(), version) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { pages().ServeHTTP(w, r) })
 	mux.Handle("/healthz/", srv.Health())
 	if c.tls == "" {
 		return srv, nil

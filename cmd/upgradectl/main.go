@@ -17,7 +17,7 @@ import (
 
 func main() {
 	supervise.Trampoline()
-	if code, done := superviseAlone(os.Args[1:], os.Stderr); done {
+	if code, done := keepAlone(os.Args[1:], os.Stderr); done {
 		os.Exit(code)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/go-handover/handover/internal/proctest"
-	"github.com/go-handover/handover/internal/supervise"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -199,9 +197,9 @@ func TestExamplesAreUnderstood(t *testing.T) {
 				continue
 			}
 			_, rest, found := strings.Cut(line, "upgradectl ")
-			if c.Name() == superviseName {
+			if i := slices.IndexFunc(keepings, func(k keeping) bool { return k.name == c.Name() }); i >= 0 {
 				if found {
-					superviseIsUnderstood(t, strings.Fields(rest))
+					isUnderstood(t, keepings[i], strings.Fields(rest))
 				}
 				continue
 			}
@@ -221,14 +219,10 @@ func TestExamplesAreUnderstood(t *testing.T) {
 	})
 }
 
-// superviseIsUnderstood: that command would take this process over.
-func superviseIsUnderstood(t *testing.T, args []string) {
+// isUnderstood: that command would take this process over.
+func isUnderstood(t *testing.T, k keeping, args []string) {
 	t.Helper()
-	var c supervise.Config
-	f := superviseFlags(&c)
-	err := f.Parse(args[1:])
-	c.Command = f.Args()
-	if err := errors.Join(err, checkSupervise(c)); err != nil || args[0] != superviseName {
+	if _, err := k.parse(args[1:]); err != nil || args[0] != k.name {
 		t.Errorf("upgradectl %s: %v", strings.Join(args, " "), err)
 	}
 }

@@ -70,10 +70,12 @@ func newRoot(stdout, stderr io.Writer) *root {
 	r.AddCommand(
 		statusCommand(s),
 		upgradeCommand(s),
+		promoteCommand(s),
 		rollbackCommand(s),
 		confirmCommand(s),
 		stopCommand(s),
-		superviseCommand(),
+		supervising.command(),
+		standingBy.command(),
 		probe.Command(),
 		manCommand(),
 	)

@@ -1,17 +1,15 @@
 package main
 
 import (
-	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/go-handover/handover/internal/supervise"
 )
-
-const superviseName = "supervise"
 
 const superviseText = `Supervise runs COMMAND, a server that replaces itself, and stays for as long as
 the server does, whichever process that is. It is for everything that watches
@@ -28,8 +26,10 @@ after as long again, 10s at most, by SIGKILL. Make it as long as a drain.
 
 The server can store its sockets here (FDSTORE=1). After a crash -restart starts
 COMMAND again with them, so that no connection is refused, 100ms later, and each
-time twice as much up to 30s; a run of 10s begins anew. What this process was
-given as LISTEN_FDS is stored from the start.
+time twice as much up to 30s; a run of 10s begins anew: on-failure after an exit
+code that is not 0 or a signal, unless-stopped also after an exit code of 0 that
+does not follow STOPPING=1, which the server says when it is told to stop. What
+this process was given as LISTEN_FDS is stored from the start.
 
 READY=1 and what else the main process says of its state is passed on to the
 NOTIFY_SOCKET of this process, if it has one; -ready-fd is s6's notification-fd.
@@ -42,44 +42,61 @@ const superviseExample = `  exec upgradectl supervise -- /usr/local/bin/app -lis
   exec upgradectl supervise -restart on-failure -ready-fd 3 -- app
   kill -USR1 $SUPERVISOR   # upgrades app`
 
-// superviseFlags returns the flags, which set c. They are of the standard
-// library, whose package takes them with one dash or two and leaves what follows
-// COMMAND alone.
-func superviseFlags(c *supervise.Config) *flag.FlagSet {
-	f := flag.NewFlagSet(superviseName, flag.ContinueOnError)
+// keeping is one of the commands that stay for as long as a server does.
+type keeping struct {
+	name                 string
+	short, text, example string
+	config               supervise.Config // without its flags
+}
+
+var supervising = keeping{
+	name:  "supervise",
+	short: "run a server under what watches one process",
+	text:  superviseText, example: superviseExample,
+}
+
+// keepings are all of them.
+var keepings = []keeping{supervising, standingBy}
+
+// flags returns the flags, which set c. They are of the standard library, whose
+// package takes them with one dash or two and leaves what follows COMMAND alone.
+func (k keeping) flags(c *supervise.Config) *flag.FlagSet {
+	*c = k.config
+	c.Name = "upgradectl " + k.name
+	f := flag.NewFlagSet(k.name, flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	f.Var(&c.Restart, "restart", "`when` to start COMMAND again after a main process has ended by itself: no, on-failure or always")
+	f.Var(&c.Restart, "restart", "`when` to start COMMAND again after a main process has ended by itself: no, on-failure, unless-stopped or always")
 	f.IntVar(&c.ReadyFD, "ready-fd", 0, "write a newline to descriptor `N` when the server is ready, and close it")
 	f.DurationVar(&c.KillAfter, "kill-after", supervise.DefaultKillAfter, "how long what is left of a server that has ended may go on")
 	return f
 }
 
-// superviseCommand is for help, and for telling what is wrong: superviseAlone
-// runs what is right.
-func superviseCommand() *cobra.Command {
+// command is for help, and for telling what is wrong: keepAlone runs what is
+// right.
+func (k keeping) command() *cobra.Command {
 	var config supervise.Config
 	c := &cobra.Command{
-		Use:     superviseName + " [flags] -- COMMAND [ARG…]",
-		Short:   "run a server under what watches one process",
-		Long:    superviseText,
-		Example: superviseExample,
+		Use:     k.name + " [flags] -- COMMAND [ARG…]",
+		Short:   k.short,
+		Long:    k.text,
+		Example: k.example,
 		Args: func(_ *cobra.Command, args []string) error {
 			config.Command = args
-			return checkSupervise(config)
+			return k.check(config)
 		},
 		RunE: func(*cobra.Command, []string) error {
-			return exit(exitUsage, "supervise takes no flags before its name: want upgradectl supervise [flags] -- COMMAND [ARG…]")
+			return exit(exitUsage, "%[1]s takes no flags before its name: want upgradectl %[1]s [flags] -- COMMAND [ARG…]", k.name)
 		},
 	}
-	c.Flags().AddGoFlagSet(superviseFlags(&config))
+	c.Flags().AddGoFlagSet(k.flags(&config))
 	c.Flags().SetInterspersed(false)
 	return c
 }
 
-func checkSupervise(c supervise.Config) error {
+func (k keeping) check(c supervise.Config) error {
 	switch {
 	case len(c.Command) == 0:
-		return errors.New("no command to run: want supervise [flags] -- COMMAND [ARG…]")
+		return fmt.Errorf("no command to run: want %s [flags] -- COMMAND [ARG…]", k.name)
 	case c.KillAfter <= 0:
 		return fmt.Errorf("-kill-after %v: want a duration above 0, 10s for example", c.KillAfter)
 	case c.ReadyFD != 0 && c.ReadyFD < 3:
@@ -88,25 +105,32 @@ func checkSupervise(c supervise.Config) error {
 	return nil
 }
 
-// superviseAlone runs the command without the rest of this program: it stays in
-// memory for as long as the server runs. done is false where the
-// command line asks for help or is wrong: that is for the rest to tell.
-func superviseAlone(args []string, stderr io.Writer) (code int, done bool) {
-	if len(args) == 0 || args[0] != superviseName {
-		return 0, false
-	}
-	c := supervise.Config{Log: stderr}
-	f := superviseFlags(&c)
-	if err := f.Parse(args[1:]); err != nil {
-		return 0, false
+// parse returns what a command line asks for.
+func (k keeping) parse(args []string) (c supervise.Config, err error) {
+	f := k.flags(&c)
+	if err := f.Parse(args); err != nil {
+		return c, err
 	}
 	c.Command = f.Args()
-	if checkSupervise(c) != nil {
+	return c, k.check(c)
+}
+
+// keepAlone runs the command without the rest of this program: it stays in
+// memory for as long as the server runs. done is false where the
+// command line asks for help or is wrong: that is for the rest to tell.
+func keepAlone(args []string, stderr io.Writer) (code int, done bool) {
+	i := slices.IndexFunc(keepings, func(k keeping) bool { return len(args) > 0 && k.name == args[0] })
+	if i < 0 {
 		return 0, false
 	}
-	code, err := supervise.Run(c)
+	c, err := keepings[i].parse(args[1:])
 	if err != nil {
-		fmt.Fprintln(stderr, "upgradectl supervise:", printable(err.Error()))
+		return 0, false
+	}
+	c.Log = stderr
+	code, err = supervise.Run(c)
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: %s\n", c.Name, printable(err.Error()))
 	}
 	return code, true
 }

@@ -105,29 +105,35 @@ func TestSuperviseIsSmall(t *testing.T) {
 	}
 }
 
-// supervised runs the demo under upgradectl.
-func supervised(t *testing.T, flags ...string) (cmd command, pidfile, address string) {
+// stays runs the demo under one of the commands that stay.
+func stays(t *testing.T, name string, flags []string, demo ...string) command {
 	t.Helper()
-	pidfile = filepath.Join(t.TempDir(), "pid")
-	address = freeAddress(t)
-	args := append([]string{"supervise"}, flags...)
-	args = append(args, "--", proctest.Demo(t, "v1"), "-listen", address, "-pidfile", pidfile, "-probation", "50ms")
-	cmd = command{exec.Command(os.Args[0], args...), newOutput(), newOutput()}
-	cmd.Env = append(cmd.Environ(), asUpgradectl+"=1")
+	args := append([]string{name}, flags...)
+	args = append(args, "--", proctest.Demo(t, "v1"))
+	cmd := command{exec.Command(os.Args[0], append(args, demo...)...), newOutput(), newOutput()}
+	cmd.Env = append(cmd.Environ(), asUpgradectl+"=1", "GORACE=atexit_sleep_ms=0")
 	cmd.Stdout, cmd.Stderr = cmd.out, cmd.errs
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	hung := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	hung := time.AfterFunc(2*patience, func() { _ = cmd.Process.Kill() })
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		_ = cmd.Wait()
 		hung.Stop()
 		if t.Failed() {
 			t.Logf("it has said\n%s%s", cmd.out, cmd.errs)
 		}
 	})
-	return cmd, pidfile, address
+	return cmd
+}
+
+// supervised is upgradectl supervise.
+func supervised(t *testing.T, flags ...string) (cmd command, pidfile, address string) {
+	t.Helper()
+	pidfile = filepath.Join(t.TempDir(), "pid")
+	address = freeAddress(t)
+	return stays(t, "supervise", flags, "-listen", address, "-pidfile", pidfile, "-probation", "50ms"), pidfile, address
 }
 
 func freeAddress(t *testing.T) string {
@@ -179,14 +185,15 @@ func TestSuperviseFollowsUpgradesAndCrashes(t *testing.T) {
 	}
 }
 
-// waitFor waits until the command has said it so often.
-func (c command) waitFor(t *testing.T, what *regexp.Regexp, times int) {
+// waitFor waits until the command has said it so often, and returns the last one
+// with its groups.
+func (c command) waitFor(t *testing.T, what *regexp.Regexp, times int) []string {
 	t.Helper()
 	limit := time.After(patience)
 	for {
 		said := c.out.String() + c.errs.String()
-		if len(what.FindAllString(said, -1)) >= times {
-			return
+		if found := what.FindAllStringSubmatch(said, times); len(found) == times {
+			return found[times-1]
 		}
 		select {
 		case <-c.out.more:
@@ -197,18 +204,20 @@ func (c command) waitFor(t *testing.T, what *regexp.Regexp, times int) {
 	}
 }
 
-func TestSuperviseUsage(t *testing.T) {
-	for _, args := range [][]string{
-		{"supervise"},
-		{"supervise", "--"},
-		{"supervise", "-restart", "sometimes", "--", "true"},
-		{"supervise", "-kill-after", "0s", "--", "true"},
-		{"supervise", "-ready-fd", "1", "--", "true"},
-		{"-socket", "x", "supervise", "--", "true"},
-	} {
-		if _, done := superviseAlone(args, os.Stderr); done {
-			t.Errorf("%q runs", args)
+func TestWrongUsageOfWhatStays(t *testing.T) {
+	for _, k := range keepings {
+		for _, args := range [][]string{
+			{k.name},
+			{k.name, "--"},
+			{k.name, "-restart", "sometimes", "--", "true"},
+			{k.name, "-kill-after", "0s", "--", "true"},
+			{k.name, "-ready-fd", "1", "--", "true"},
+			{"-socket", "x", k.name, "--", "true"},
+		} {
+			if _, done := keepAlone(args, os.Stderr); done {
+				t.Errorf("%q runs", args)
+			}
+			runIn(t, args...).want(t, exitUsage, k.name)
 		}
-		runIn(t, args...).want(t, exitUsage)
 	}
 }

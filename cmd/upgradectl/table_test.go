@@ -50,6 +50,13 @@ var statuses = map[string]upgrader.Status{
 		Counters: upgrader.Counters{Upgrades: 2, Failures: 1, Killed: 1},
 		Log:      "/var/log/app.log",
 	},
+	"standby": { // and a state of a later version
+		Processes: []upgrader.Process{
+			{Generation: 2, PID: 4713, Version: "v2", State: "standby", Since: ago(time.Minute)},
+			{Generation: 2, PID: 4714, Version: "v3", State: "warming up, 40 %", Since: ago(time.Second)},
+			{Generation: 1, PID: 4711, Self: true, Version: "v1", State: "serving", Since: ago(time.Hour), Connections: ptr(3)},
+		},
+	},
 	"rolled-back": {
 		Processes: []upgrader.Process{
 			{Generation: 2, PID: 4714, Version: "v2", State: "probation", Since: ago(0)},

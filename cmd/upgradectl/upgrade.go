@@ -35,6 +35,9 @@ upgrade began, and waits for the verdict:
     commit     it is ready, and takes over
     probation  it serves, and the old one can take the service back
 
+If a standby is ready (upgradectl standby), that is the new process: nothing is
+started, and there is no hello to wait for.
+
 If the upgrade fails it says in which phase and why, with the new process's own
 words and where the log is.
 
@@ -69,8 +72,8 @@ together.`,
 		if s.socket == "" {
 			return interrupted(upgradeBySignal(ctx, s.pidfile, con, noWait), "the upgrade goes on")
 		}
-		u := &upgrade{client: client.Client{Path: s.socket}, console: con, noWait: noWait}
-		return interrupted(u.run(ctx), "the upgrade goes on; upgradectl status shows it")
+		u := &upgrade{client: client.Client{Path: s.socket}, verb: wire.VerbUpgrade, console: con, noWait: noWait}
+		return u.run(ctx)
 	}
 	return c
 }
@@ -78,6 +81,7 @@ together.`,
 // upgrade is one that is asked for through the control socket.
 type upgrade struct {
 	client  client.Client
+	verb    string // which asks for it
 	console *console
 	noWait  bool
 
@@ -87,6 +91,10 @@ type upgrade struct {
 }
 
 func (u *upgrade) run(ctx context.Context) error {
+	return interrupted(u.ask(ctx), "the upgrade goes on; upgradectl status shows it")
+}
+
+func (u *upgrade) ask(ctx context.Context) error {
 	u.console.await("the server has not answered yet")
 	defer u.console.progress()()
 	before, err := u.status(ctx)
@@ -94,7 +102,7 @@ func (u *upgrade) run(ctx context.Context) error {
 		return err
 	}
 	u.old = self(before.Status).PID
-	a, err := u.client.Do(ctx, wire.VerbUpgrade, u.event)
+	a, err := u.client.Do(ctx, u.verb, u.event)
 	switch {
 	case errors.Is(err, errBegun):
 		return nil
@@ -138,6 +146,7 @@ func (u *upgrade) event(e upgrader.Event) error {
 }
 
 func (u *upgrade) enter(e upgrader.Event) {
+	before := u.phase
 	u.phase = e.Phase
 	var what string
 	switch e.Phase {
@@ -147,6 +156,9 @@ func (u *upgrade) enter(e upgrader.Event) {
 		what = fmt.Sprintf("process %d is started", e.Successor)
 	case upgrader.PhaseReady:
 		what = "it has said hello, and gets ready"
+		if before == upgrader.PhasePrepare { // nothing was started
+			what = fmt.Sprintf("process %d has stood by", e.Successor)
+		}
 	case upgrader.PhaseCommit:
 		what = "it is ready, and takes over"
 	case upgrader.PhaseProbation:
@@ -244,6 +256,9 @@ func (u *upgrade) conclude(a client.Answer) error {
 	case exitFailed, exitRolledBack:
 		return exit(code, "%s", u.failure(a))
 	case exitBusy:
+		if u.verb != wire.VerbUpgrade { // perhaps there is no standby: the text says it
+			return exit(code, "%s", notDone(a))
+		}
 		return exit(code, "busy: %s; upgradectl status -watch follows it", reason(a.Text))
 	default:
 		return exit(code, "%s", notDone(a))

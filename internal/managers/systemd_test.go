@@ -250,6 +250,10 @@ func testSystemd(t *testing.T, d *systemd, units ...string) {
 		t.Parallel()
 		activatedByConnection(t, d)
 	})
+	t.Run("standby", func(t *testing.T) {
+		t.Parallel()
+		hotStandby(t, d)
+	})
 	t.Run("NotifyAccess all", func(t *testing.T) {
 		t.Parallel()
 		live(t, func(t *testing.T, flags string) *service { return d.open(t, "notify", flags, "NotifyAccess=all") })

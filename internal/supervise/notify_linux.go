@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"errors"
 	"net"
 	"os"
 	"slices"
@@ -55,6 +56,9 @@ func (s *supervisor) notified(m fd.Message) {
 	if said["READY"] == "1" {
 		s.tellReadyFD()
 	}
+	if said["STOPPING"] == "1" {
+		s.deliberate = true
+	}
 	s.tell(up)
 }
 
@@ -71,7 +75,7 @@ func (s *supervisor) keep(said map[string]string, fds []int) {
 	if said["FDSTOREREMOVE"] == "1" && named {
 		s.store.remove(name)
 	}
-	if said["FDSTORE"] != "1" {
+	if said["FDSTORE"] != "1" || s.NoStore {
 		closeAll(fds)
 		return
 	}
@@ -92,8 +96,9 @@ func (s *supervisor) follow(value string) {
 	case err != nil || pid <= 0 || !isDescendant(pid):
 		s.logf("process %d names %q as its successor: not a process of this service; ignored", s.main, value)
 		// It may have ended before it was named. Its predecessor leaves all the
-		// same, and that is then no success.
-		s.deserted = true
+		// same, and that is then no success. If it is there, it was started by
+		// somebody else, and the service goes on without us.
+		s.deserted = err != nil || pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
 		return
 	case pid == s.main:
 		return

@@ -22,12 +22,14 @@ import (
 var roles = map[string]func(args []string){
 	"supervise": superviseRole,
 	"exit":      exitRole,
+	"stop":      stopRole,
 	"chain":     chainRole,
 	"stranger":  strangerRole,
 	"signals":   signalsRole,
 	"leaves":    leavesRole,
 	"stubborn":  stubbornRole,
 	"deserts":   desertsRole,
+	"moves":     movesRole,
 	"stores":    storesRole,
 	"tells":     tellsRole,
 	"shows":     showsRole,
@@ -109,6 +111,12 @@ func exitRole(args []string) {
 	os.Exit(code)
 }
 
+// stopRole ends as exitRole does, and has said that it is about to.
+func stopRole(args []string) {
+	notify("STOPPING=1")
+	exitRole(args)
+}
+
 // chainRole hands over to the next and ends at once; the last ends with 42.
 func chainRole(args []string) {
 	n, err := strconv.Atoi(args[0])
@@ -186,6 +194,9 @@ func desertsRole([]string) {
 	notify(fmt.Sprintf("MAINPID=%d", cmd.Process.Pid))
 }
 
+// movesRole is replaced by a process from elsewhere.
+func movesRole(args []string) { notify("MAINPID=" + args[0]) }
+
 // storesRole listens and stores its socket, or has got it back. It answers
 // each connection with what it was given, and crashes.
 func storesRole([]string) {
@@ -252,7 +263,7 @@ func tellsRole([]string) {
 // showsRole prints its environment.
 func showsRole([]string) {
 	say("supervised %v", os.Getenv(VariablePID) == strconv.Itoa(os.Getppid()))
-	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "KEPT"} {
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "KEPT", "ADDED"} {
 		say("%s=%s", name, os.Getenv(name))
 	}
 }

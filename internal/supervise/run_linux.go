@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -24,14 +25,15 @@ type supervisor struct {
 	store  store
 	delays backoff
 
-	main     int       // 0: none runs
-	since    time.Time // main is it
-	code     int       // of the last main process
-	stopping syscall.Signal
-	ending   bool // there is no main process, and there will be none
-	told     bool // what is left was told to end
-	killing  bool
-	deserted bool // main has named a successor that is gone
+	main       int       // 0: none runs
+	since      time.Time // main is it
+	code       int       // of the last main process
+	stopping   syscall.Signal
+	ending     bool // there is no main process, and there will be none
+	told       bool // what is left was told to end
+	killing    bool
+	deserted   bool // main has named a successor that is gone
+	deliberate bool // main has said that it stops
 
 	restart <-chan time.Time // nil unless a restart is due
 	kill    <-chan time.Time // nil unless descendants have been told to end
@@ -116,7 +118,7 @@ func (s *supervisor) prepare() (err error) {
 	if s.up, err = dialUp(); err != nil {
 		s.logf("NOTIFY_SOCKET: %v", err) // the service can do without
 	}
-	s.env = append(inherited(), "NOTIFY_SOCKET="+s.notify.Name(), VariablePID+"="+strconv.Itoa(os.Getpid()))
+	s.env = append(slices.Concat(inherited(), s.Env), "NOTIFY_SOCKET="+s.notify.Name(), VariablePID+"="+strconv.Itoa(os.Getpid()))
 	return nil
 }
 
@@ -237,7 +239,9 @@ func (s *supervisor) gone() bool {
 	return s.main != 0 && errors.Is(syscall.Kill(s.main, 0), syscall.ESRCH)
 }
 
-func (s *supervisor) setMain(pid int) { s.main, s.since, s.deserted = pid, time.Now(), false }
+func (s *supervisor) setMain(pid int) {
+	s.main, s.since, s.deserted, s.deliberate = pid, time.Now(), false, false
+}
 
 // ended is called when the main process has.
 func (s *supervisor) ended(code int, how string) {
@@ -246,7 +250,7 @@ func (s *supervisor) ended(code int, how string) {
 	}
 	how = fmt.Sprintf("main process %d has ended: %s", s.main, how)
 	s.main, s.code = 0, code
-	if s.stopping != 0 || s.Restart == Never || s.Restart == OnFailure && code == 0 {
+	if s.stopping != 0 || !s.Restart.after(code, s.deliberate) {
 		s.logf("%s", how)
 		s.end()
 		return

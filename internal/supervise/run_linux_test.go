@@ -159,6 +159,13 @@ func TestDesertedServiceHasFailed(t *testing.T) {
 	begin(t, Config{}, nil, "deserts").wantCode(t, codeLost)
 }
 
+// TestServiceThatGoesOnElsewhere is not restarted here.
+func TestServiceThatGoesOnElsewhere(t *testing.T) {
+	r := begin(t, Config{Restart: OnFailure}, nil, "moves", strconv.Itoa(os.Getpid()))
+	r.wantCode(t, 0)
+	r.wantLog(t, "not a process of this service")
+}
+
 func TestSignalsGoToTheMainProcessOfNow(t *testing.T) {
 	r := begin(t, Config{KillAfter: time.Millisecond}, nil, "signals")
 	r.line(t, "ready")
@@ -192,18 +199,29 @@ func TestStopEndsWhatIsLeft(t *testing.T) {
 // TestPolicy stops, between two main processes, what would go on for ever.
 func TestPolicy(t *testing.T) {
 	for _, c := range []struct {
-		restart Restart
-		arg     string
-		code    int
-		again   bool
+		restart   Restart
+		role, arg string
+		code      int
+		again     bool
 	}{
-		{Never, "1", 1, false}, {OnFailure, "0", 0, false}, {OnFailure, "1", 1, true}, {OnFailure, "-9", 137, true}, {Always, "0", 0, true},
+		{Never, "exit", "1", 1, false},
+		{OnFailure, "exit", "0", 0, false},
+		{OnFailure, "exit", "1", 1, true},
+		{OnFailure, "exit", "-9", 137, true},
+		{OnFailure, "stop", "1", 1, true},
+		{UnlessStopped, "exit", "0", 0, true},
+		{UnlessStopped, "exit", "1", 1, true},
+		{UnlessStopped, "stop", "0", 0, false},
+		{UnlessStopped, "stop", "1", 1, true},
+		{UnlessStopped, "stop", "-9", 137, true},
+		{Always, "exit", "0", 0, true},
+		{Always, "stop", "0", 0, true},
 	} {
 		log, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := begin(t, Config{Restart: c.restart}, func(cmd *exec.Cmd) { cmd.Stderr = w }, "exit", c.arg)
+		r := begin(t, Config{Restart: c.restart}, func(cmd *exec.Cmd) { cmd.Stderr = w }, c.role, c.arg)
 		w.Close()
 		restarts := 0
 		for lines := bufio.NewScanner(log); lines.Scan(); {
@@ -217,7 +235,7 @@ func TestPolicy(t *testing.T) {
 		log.Close()
 		r.wantCode(t, c.code)
 		if (restarts >= 2) != c.again || (restarts == 0) == c.again {
-			t.Errorf("%v after %s: %d restarts", &c.restart, c.arg, restarts)
+			t.Errorf("%v after %s %s: %d restarts", &c.restart, c.role, c.arg, restarts)
 		}
 	}
 }
@@ -239,6 +257,25 @@ func TestStoredSocketsComeBackAfterACrash(t *testing.T) {
 	r.wantCode(t, 0)
 	r.wantLog(t, `a descriptor named "a:b" is not stored`)
 	r.wantLog(t, "with 1 stored descriptors")
+}
+
+// TestNothingIsStored where another process has the sockets.
+func TestNothingIsStored(t *testing.T) {
+	r := begin(t, Config{Restart: OnFailure, NoStore: true}, nil, "stores")
+	first := r.line(t, "address ")
+	c, err := net.Dial("tcp", first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	r.line(t, "address ") // it has opened another one
+	if c, err := net.Dial("tcp", first); err == nil {
+		c.Close()
+		t.Error("the socket is still open")
+	}
+	r.signal(t, syscall.SIGTERM)
+	r.wantCode(t, 143)
+	r.wantLog(t, "with 0 stored descriptors")
 }
 
 func TestGivenSocketsAreStored(t *testing.T) {
@@ -317,14 +354,14 @@ func TestStateIsPassedOn(t *testing.T) {
 }
 
 func TestEnvironment(t *testing.T) {
-	r := begin(t, Config{}, func(c *exec.Cmd) {
+	r := begin(t, Config{Env: []string{"ADDED=yes"}}, func(c *exec.Cmd) {
 		c.Env = append(c.Env, "LISTEN_PID=1", "LISTEN_FDS=4", "LISTEN_FDNAMES=a", "WATCHDOG_PID=1", "WATCHDOG_USEC=5", VariablePID+"=1", "KEPT=yes")
 	}, "shows")
 	r.line(t, "supervised true")
 	if name := r.line(t, "NOTIFY_SOCKET="); !strings.HasPrefix(name, "@") {
 		t.Errorf("NOTIFY_SOCKET=%s", name)
 	}
-	for _, want := range []string{"WATCHDOG_PID=", "WATCHDOG_USEC=", "LISTEN_FDS=", "LISTEN_PID=", "LISTEN_FDNAMES=", "KEPT=yes"} {
+	for _, want := range []string{"WATCHDOG_PID=", "WATCHDOG_USEC=", "LISTEN_FDS=", "LISTEN_PID=", "LISTEN_FDNAMES=", "KEPT=yes", "ADDED=yes"} {
 		if rest := r.line(t, want); rest != "" {
 			t.Errorf("%s%s", want, rest)
 		}

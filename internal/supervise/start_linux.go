@@ -23,7 +23,7 @@ func Trampoline() {
 	}
 	AdoptListenPID()
 	err := syscall.Exec(os.Args[1], os.Args[2:], os.Environ())
-	fmt.Fprintf(os.Stderr, DefaultName+": cannot run %s: %v\n", os.Args[1], err)
+	fmt.Fprintf(os.Stderr, "upgradectl: cannot run %s: %v\n", os.Args[1], err)
 	os.Exit(startCode(err))
 }
 

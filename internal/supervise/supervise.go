@@ -19,9 +19,10 @@ const (
 	Never     Restart = iota
 	OnFailure         // after an exit code that is not 0, or a signal
 	Always
+	UnlessStopped // always, but for exit code 0 of one that has said STOPPING=1
 )
 
-var restartNames = [...]string{"no", "on-failure", "always"}
+var restartNames = [...]string{"no", "on-failure", "always", "unless-stopped"}
 
 // String returns the word that Set takes.
 func (r *Restart) String() string { return restartNames[*r] }
@@ -34,7 +35,21 @@ func (r *Restart) Set(s string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("want no, on-failure or always")
+	return fmt.Errorf("want no, on-failure, always or unless-stopped")
+}
+
+// after says whether a main process that has ended with code is followed by
+// another one. deliberate: it had said that the service stops.
+func (r Restart) after(code int, deliberate bool) bool {
+	switch r {
+	case OnFailure:
+		return code != 0
+	case UnlessStopped:
+		return code != 0 || !deliberate
+	case Always:
+		return true
+	}
+	return false
 }
 
 // DefaultName is what supervises, in its log.
@@ -56,6 +71,13 @@ type Config struct {
 
 	// Restart is Never unless set. A stop is never followed by a restart.
 	Restart Restart
+
+	// Env is added to the environment of the command.
+	Env []string
+
+	// NoStore: what the service wants to be stored is not. It has come for its
+	// sockets to a process that serves, and would do so again.
+	NoStore bool
 
 	// ReadyFD is the descriptor to which a newline is written at the first
 	// READY=1, and which is closed then (s6's notification-fd). 0: none.
