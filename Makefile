@@ -18,12 +18,12 @@ help: ## this list
 demo: ## the main job: upgrades under load, prints what was lost
 	scripts/demo.sh
 
-test: setup bin/h2spec ## all tests but those of make managers, as CI runs them
+test: setup bin/h2spec ## all tests but those of make managers
 	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v /internal/managers)
 	cd examples && $(GO) test $(TESTFLAGS) ./...
 	cd cmd/upgradectl && $(GO) test $(TESTFLAGS) ./...
 
-managers: ## tests under real process managers, on a machine that does nothing else
+managers: ## the tests under real process managers
 	scripts/setup.sh managers
 	HANDOVER_NOSKIP=1 $(GO) test $(TESTFLAGS) ./internal/managers/
 

@@ -18,11 +18,11 @@ func TestSuccessorThatIsHitByTheTriggerIsStartedAgain(t *testing.T) {
 		upgraded     bool
 	}{
 		{"a child, once", "usr1 once", false, 1, true},
-		{"a child, always", "usr1", false, 1, false},
+		{"a child, always", "usr1", false, maxRestarts, false},
 		{"a child that exits", "exit1", false, 0, false},
 		{"a child that is killed", "kill", false, 0, false},
 		{"a sibling, once", "usr1 once", true, 1, true},
-		{"a sibling, always", "usr1", true, 1, false},
+		{"a sibling, always", "usr1", true, maxRestarts, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newService(t)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -28,12 +29,13 @@ type attempt struct {
 	checked  <-chan error        // Options.Check's answer
 	deltas   <-chan deltas       // what has changed in the states
 	timeIsUp bool                // probation is over but for that answer
+	named    <-chan bool         // what the manager did with the successor's name; nil: it was not told
 	limit    <-chan time.Time    // of the current phase
 	looked   bool                // that limit has run out once
 	latest   time.Time           // progress extends the limit up to this
 	text     string              // the successor's last words
 
-	restarted bool            // the successor is the second one: see startAgain
+	restarts  int             // successors before this one: see startAgain
 	err       error           // why it failed; then it only ends
 	exited    <-chan struct{} // the successor's end, once it failed
 	killed    bool
@@ -84,7 +86,11 @@ func (a *attempt) answer(err error) {
 // upgrade begins an attempt, or refuses to.
 func (r *run) upgrade(req request) {
 	if err := r.refusal(req); err != nil {
-		r.log.Debug("upgrade refused", "pid", os.Getpid(), "err", err)
+		level := slog.LevelDebug
+		if errors.Is(err, ErrInit) {
+			level = slog.LevelWarn // no upgrade will ever succeed
+		}
+		r.log.Log(context.Background(), level, "upgrade refused", "pid", os.Getpid(), "err", err)
 		req.reply <- err
 		return
 	}
@@ -110,7 +116,6 @@ func (r *run) refusal(req request) error {
 	case r.firstStandby() == nil && req.promote:
 		return ErrNoStandby
 	case r.firstStandby() == nil && r.isInit:
-		r.log.Warn("upgrade refused", "pid", os.Getpid(), "err", ErrInit)
 		return ErrInit
 	}
 	return context.Cause(req.ctx)
@@ -307,26 +312,68 @@ func (r *run) verdict(err error) {
 	}
 }
 
-// confirm ends probation. A successor that cannot even be told has ended, and
-// is rolled back when the channel says so.
+// confirm ends probation. The manager hears first who the server is, and this
+// process waits until it has: a manager that finds the name of a dead process
+// stays with this one, which then takes the service back.
 func (r *run) confirm() {
 	a := r.attempt
-	if !r.expects(PhaseProbation, wire.Confirm{}) {
+	if a.named != nil || !r.expects(PhaseProbation, wire.Confirm{}) {
 		return
 	}
 	r.reach("confirm")
-	elapsed := time.Since(a.begun)
-	if a.dead() || !r.tell(wire.Confirm{Elapsed: elapsed}) {
+	if a.dead() {
 		return // its end is in the channel
+	}
+	if !r.names(a.successor) {
+		r.conclude()
+		return
+	}
+	if a.successor.stranger != nil { // it has no way to say so
+		r.manager.tell("READY=1", status("serving, generation %d", r.Generation()+1))
+	}
+	a.leave()
+	a.named = r.manager.name(a.successor)
+	a.limit = nil
+	r.reach("named")
+}
+
+// names reports that the service manager hears of a new main process: one that
+// has a manager of its own is the main process there.
+func (r *run) names(s *successor) bool { return r.manager.send != nil && !s.managed() }
+
+// heardName is what the manager made of it.
+func (r *run) heardName(taken bool) {
+	a := r.attempt
+	a.named = nil
+	if taken {
+		r.conclude()
+		return
+	}
+	r.log.Warn("service manager stays with this process", "pid", os.Getpid(), "generation", r.Generation(), "successor", a.pid,
+		"reason", "the successor was dead when it was named")
+	a.take()
+	r.manager.regain()
+	r.rollBack(successorDied, cmp.Or(a.peer.err, errEnded))
+}
+
+// conclude leaves the service to the successor. One that cannot even be told
+// has ended, and is rolled back when the channel says so, unless the manager
+// watches it already: then another one is started.
+func (r *run) conclude() {
+	a := r.attempt
+	elapsed := time.Since(a.begun)
+	if !r.names(a.successor) {
+		if !r.tell(wire.Confirm{Elapsed: elapsed}) {
+			return
+		}
+	} else {
+		_ = a.Send(wire.Confirm{Elapsed: elapsed}) // as said
 	}
 	r.judge(Verdict{Result: Upgraded, PID: a.pid, Duration: elapsed})
 	r.successor.Store(a.peer)
-	// It can be triggered already, and says nothing to the manager before it has
-	// heard who drains.
-	if s := a.successor.stranger; s != nil && s.hello.Managed {
+	r.answerConfirmers(nil)
+	if a.managed() {
 		r.manager.left(r.Generation()+1, a.pid)
-	} else {
-		r.manager.replaced(a.pid, a.id, r.Generation()+1)
 	}
 	r.handOn(timeUp, ErrUpgraded)
 	if a.swap {
@@ -423,10 +470,14 @@ func (r *run) putBack() { r.warn("pidfile not put back", r.pidfile.rollback()) }
 // report.
 func (r *run) rollBack(e event, why error) {
 	a := r.attempt
+	if a.named != nil {
+		return // the manager watches the successor, or heardName comes back here
+	}
 	r.sockets.setGates(true)
 	r.putBack()
 	a.err, a.checked, a.canceled = why, nil, nil
 	r.step(e, why)
+	r.answerConfirmers(why)
 	r.judge(failedVerdict(RolledBack, a, why))
 	r.manager.failed(r.failure(a))
 	_ = a.Send(wire.Abort{Reason: why.Error()}) // if it is gone, all the better
@@ -524,13 +575,17 @@ func (r *run) expired() {
 	}
 }
 
+// maxRestarts is how many successors of one attempt the trigger itself may end.
+const maxRestarts = 5
+
 // startAgain begins once more if the successor has ended before it said hello,
 // by a signal that triggers upgrades: sent to all processes of the service, as
 // systemctl kill does by default, it reaches one that has been executed and does
-// not handle signals yet. How a sibling has ended is not known.
+// not handle signals yet. systemd looks for more as long as it finds any. How a
+// sibling has ended is not known.
 func (r *run) startAgain() bool {
 	a := r.attempt
-	if a.stopAfter || a.restarted || a.phase != PhaseHello || !errors.Is(a.err, errEnded) || !a.hit(r.triggers.Load()) {
+	if a.stopAfter || a.restarts == maxRestarts || a.phase != PhaseHello || !errors.Is(a.err, errEnded) || !a.hit(r.triggers.Load()) {
 		return false
 	}
 	r.log.Info("successor started again", "pid", os.Getpid(), "generation", r.Generation(), "successor", a.pid,
@@ -538,7 +593,7 @@ func (r *run) startAgain() bool {
 	_ = a.Close() // it is gone
 	a.ignore()
 	a.cancel()
-	r.begin(&attempt{request: a.request, begun: a.begun, restarted: true})
+	r.begin(&attempt{request: a.request, begun: a.begun, restarts: a.restarts + 1})
 	return true
 }
 

@@ -292,11 +292,17 @@ func (r *run) order(o order) {
 	switch {
 	case r.state == upgrading && r.attempt.phase == PhaseCommit:
 		r.held = append(r.held, o)
+	case r.state == probation && o.rollBack && r.attempt.named != nil:
+		o.reply <- errNoProbation // any more
 	case r.state == probation && o.rollBack:
 		r.rollBack(rollbackAsked, errOperator)
 		o.reply <- nil
 	case r.state == probation:
 		r.confirm()
+		if r.attempt.named != nil {
+			r.confirmers = append(r.confirmers, o.reply)
+			return
+		}
 		o.reply <- r.unlessConfirmed()
 	case r.state == onProbation && o.rollBack:
 		r.stop(stopRequest{failure: errOperator.Error()})

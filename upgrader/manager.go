@@ -114,15 +114,89 @@ func errno(err error) syscall.Errno {
 	return cmp.Or(n, syscall.ECANCELED)
 }
 
-// replaced: the successor is the main process from here on, and this one says
-// nothing more. id is the inode of its pidfd, 0 if that is not known.
-func (m *manager) replaced(pid int, id uint64, generation int) {
-	fields := []string{"MAINPID=" + strconv.Itoa(pid)}
-	if id != 0 {
-		fields = append(fields, "MAINPIDFDID="+strconv.FormatUint(id, 10))
+// name says that the successor is the main process from here on; this one says
+// nothing more. What is sent into the channel is whether the manager has taken
+// that, which it has not if the successor was dead when it read the name.
+func (m *manager) name(s *successor) <-chan bool {
+	fields := []string{"MAINPID=" + strconv.Itoa(s.pid)}
+	if s.id != 0 {
+		fields = append(fields, "MAINPIDFDID="+strconv.FormatUint(s.id, 10))
 	}
-	m.tell(append(fields, "READY=1", status("serving, generation %d", generation))...)
+	m.tell(fields...)
 	m.leave()
+	taken, asks := make(chan bool, 1), *m
+	go func() {
+		asks.barrier()
+		// One that lived until now was alive when it was named. A manager that still has
+		// not read the name of a dead one will refuse it.
+		taken <- !s.hasEnded() || !asks.isHeard()
+	}()
+	return taken
+}
+
+// barrier waits until the manager has read all that it was told before,
+// sd_notify_barrier(3): it closes the descriptor, as does one that does not know
+// what that is for. One that reads nothing at all is not waited for any longer.
+func (m *manager) barrier() {
+	r, err := m.ask("BARRIER=1")
+	if err != nil {
+		m.log.Warn("service manager not told", "what", "BARRIER=1", "err", err)
+		return
+	}
+	defer r.Close()
+	if !fd.HungUp(r, barrierTimeout) {
+		m.log.Warn("service manager silent", "err", ErrTimeout)
+	}
+}
+
+// probeName is what isHeard stores. parseStored knows that it is no socket.
+const probeName = storedPrefix + "probe"
+
+// isHeard reports that the manager takes what this process says, as it does from
+// the main one: it stores a descriptor then, and closes it otherwise.
+func (m *manager) isHeard() bool {
+	r, err := m.ask("FDSTORE=1\nFDNAME=" + probeName)
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	m.barrier()
+	heard := !fd.HungUp(r, 0)
+	if err := m.send("FDSTOREREMOVE=1\nFDNAME=" + probeName); err != nil {
+		m.log.Warn("service manager not told", "what", "FDSTOREREMOVE=1", "err", err)
+	}
+	return heard
+}
+
+// ask sends the writing end of a pipe.
+func (m *manager) ask(state string) (r *os.File, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close() // the manager has its own
+	if err := m.pass(state, w); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+// pass sends a duplicate of a descriptor.
+func (m *manager) pass(state string, f *os.File) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	err = rc.Control(func(n uintptr) { sendErr = m.send(state, int(n)) })
+	return errors.Join(err, sendErr)
+}
+
+// regain: this process is the main one after all.
+func (m *manager) regain() {
+	m.main = true
+	m.tell("MAINPID=" + strconv.Itoa(os.Getpid()))
+	m.ping()
 }
 
 // left: the successor has a manager of its own, and the service goes on there.
@@ -146,10 +220,11 @@ func (m *manager) stopping() {
 // leave makes this process one that the manager does not listen to any more.
 func (m *manager) leave() { m.main, m.watchdog = false, nil }
 
-// take is what the successor says first once it is the main process.
+// take is what the successor says first once it is the main process: that it can
+// be triggered, and a reload is over.
 func (m *manager) take(generation int) {
 	m.main = true
-	m.tell(status("serving, generation %d", generation))
+	m.tell("READY=1", status("serving, generation %d", generation))
 	m.ping()
 }
 
@@ -172,6 +247,39 @@ func reapsStrangers(lookup func(string) (string, bool), parent int) bool {
 		return true
 	}
 	return command(parent) == systemdsCommand
+}
+
+// supervisorEnds returns a channel that is closed when the parent, if that is a
+// supervisor of ours, has ended. It is nil if it is not, or this kernel has no pidfds.
+func supervisorEnds(lookup func(string) (string, bool), parent int) <-chan struct{} {
+	if supervisor, _ := lookup(envSupervisor); supervisor != strconv.Itoa(parent) {
+		return nil
+	}
+	pidfd, err := fd.OpenProcess(parent)
+	if err != nil {
+		return nil
+	}
+	ended := make(chan struct{})
+	go func() { // to the end of this process, or of its parent
+		defer pidfd.Close()
+		if os.Getppid() != parent || fd.WaitProcess(pidfd) == nil {
+			close(ended)
+		}
+	}()
+	return ended
+}
+
+// supervisorEnded stops the service. Nobody watches it any more or passes its
+// signals on, and whoever takes the supervisor's place starts another server, which
+// fails for as long as this one has the pidfile.
+func (r *run) supervisorEnded() {
+	r.orphaned = nil
+	if r.state.final() {
+		return
+	}
+	r.log.Warn("supervisor gone", "pid", os.Getpid(), "generation", r.Generation(), "supervisor", os.Getenv(envSupervisor),
+		"what", "the service stops, so that the next supervisor can start it")
+	r.stop(stopRequest{service: true})
 }
 
 // command is the name of a process, empty if it is not known.

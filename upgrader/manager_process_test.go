@@ -4,6 +4,7 @@ package upgrader
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -72,8 +73,13 @@ func (m *fakeManager) read(c *net.UnixConn) bool {
 			d.pid = int(cred.Pid)
 		}
 		if fds, err := syscall.ParseUnixRights(&control); err == nil {
-			name := strings.TrimPrefix(strings.Split(string(b[:n]), "\n")[1], "FDNAME=")
-			m.keep(name, os.NewFile(uintptr(fds[0]), name))
+			_, name, stores := strings.Cut(string(b[:n]), "\nFDNAME=")
+			f := os.NewFile(uintptr(fds[0]), name)
+			if stores {
+				m.keep(name, f)
+			} else {
+				_ = f.Close() // BARRIER=1: who has sent it waits for that
+			}
 		}
 	}
 	m.heard <- d
@@ -155,8 +161,9 @@ func TestManagerHearsOfEveryUpgradeInOrder(t *testing.T) {
 		pid := s.pidfile()
 		m.want(
 			saying{old, fmt.Sprintf("RELOADING=1 MONOTONIC_USEC=* STATUS=upgrading to generation %d", generation)},
-			saying{old, fmt.Sprintf("MAINPID=%d MAINPIDFDID=* READY=1 STATUS=serving, generation %d", pid, generation)},
-			saying{pid, fmt.Sprintf("STATUS=serving, generation %d", generation)},
+			saying{old, fmt.Sprintf("MAINPID=%d MAINPIDFDID=*", pid)},
+			saying{old, "BARRIER=1"},
+			saying{pid, fmt.Sprintf("READY=1 STATUS=serving, generation %d", generation)},
 			saying{pid, "FDSTORE=1 FDNAME=" + storedAs},
 		)
 		wantChildOfTest(t, pid)
@@ -281,6 +288,32 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
+// Descriptors that were given no names are "unknown", "unknown:1" and so on.
+func TestSocketActivationWithoutNames(t *testing.T) {
+	s := newService(t)
+	s.config.Listen = nil
+	var files []*os.File
+	var want []string
+	for i := range 2 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		defer ln.Close()
+		f, err := ln.(*net.TCPListener).File()
+		must(t, err)
+		defer f.Close()
+		files, want = append(files, f), append(want, ln.Addr().String())
+		s.config.Listen = append(s.config.Listen, [3]string{[]string{"unknown", "unknown:1"}[i], "tcp", "127.0.0.2:0"})
+	}
+	s.activated("", files...)
+	s.env = slices.DeleteFunc(s.env, func(v string) bool { return strings.HasPrefix(v, "LISTEN_FDNAMES=") })
+	s.start()
+	if got := []string{s.addr("unknown"), s.addr("unknown:1")}; !slices.Equal(got, want) {
+		t.Errorf("it listens on %v, want %v", got, want)
+	}
+	s.signal(s.pidfile(), syscall.SIGTERM)
+	s.allGone()
+}
+
 // What was given to this process is not there for those that it starts.
 func TestActivationDoesNotLeak(t *testing.T) {
 	t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
@@ -381,4 +414,119 @@ func TestStoredPathThatIsGone(t *testing.T) {
 	if _, err := bufio.NewReader(c).ReadString('\n'); err != nil {
 		t.Error(err)
 	}
+}
+
+// deafManager is a notification socket whose reader stores nothing.
+func deafManager(t *testing.T) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	must(t, err)
+	ended := make(chan struct{})
+	t.Cleanup(func() { _ = c.Close(); <-ended })
+	go func() {
+		defer close(ended)
+		for b := make([]byte, 4096); ; { // descriptors that are not asked for are closed
+			if _, err := c.Read(b); err != nil {
+				return
+			}
+		}
+	}()
+	return path
+}
+
+// A manager does not see the death of a child of the old process before that has
+// ended. So long the old one keeps the sockets, and nobody is refused.
+func TestDrainingProcessKeepsTheSocketsOfItsChild(t *testing.T) {
+	s := newService(t)
+	s.env = []string{envNotify + "=" + deafManager(t)}
+	s.start()
+	old, addr := s.pidfile(), s.addr("main")
+	busy, err := net.Dial("tcp", addr)
+	must(t, err)
+	defer busy.Close()
+	_, err = fmt.Fprintln(busy, "sleep 600000") // it drains until it is killed
+	must(t, err)
+	if !s.upgrade() {
+		t.Fatal("upgrade failed")
+	}
+	next := s.pidfile()
+	s.signal(next, syscall.SIGKILL)
+	s.eventually("the successor is dead, and left for who reaps this process's children", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", next))
+		return err == nil && strings.Contains(string(stat), ") Z ")
+	})
+	for range 20 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatalf("while the old one drains: %v", err)
+		}
+		_ = c.Close()
+	}
+	s.signal(old, syscall.SIGKILL)
+	s.eventually("nobody has the socket", func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			_ = c.Close()
+		}
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+}
+
+// The service ends with a supervisor of ours: the next one starts another server.
+func TestServerStopsWithItsSupervisor(t *testing.T) {
+	for _, upgrades := range []int{0, 1} {
+		t.Run(fmt.Sprint("after upgrades: ", upgrades), func(t *testing.T) {
+			s := newService(t)
+			var supervisor *exec.Cmd
+			s.command = func() *exec.Cmd {
+				supervisor = exec.Command("sh", "-c", envSupervisor+`=$$ "$0" & exec sleep 3600`, s.config.Exe)
+				return supervisor
+			}
+			s.start()
+			for range upgrades {
+				if !s.upgrade() {
+					t.Fatal("upgrade failed")
+				}
+			}
+			last := s.pidfile()
+			must(t, supervisor.Process.Kill())
+			s.waitFor("stop", moved(last, "stopped"))
+			s.allGone()
+			if _, err := os.Stat(s.config.PIDFile); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("pidfile: %v", err)
+			}
+		})
+	}
+}
+
+// A process that is killed when it has named its successor, and before it has
+// confirmed it: the successor says the rest itself.
+func TestProcessThatHasNamedItsSuccessorDies(t *testing.T) {
+	m := newFakeManager(t)
+	s := m.service()
+	s.config.Faults = []fault{{1, "named", "kill"}}
+	s.start()
+	old := s.pidfile()
+	s.signal(old, syscall.SIGUSR1)
+	next := s.waitFor("successor", func(r record) bool { return moved(0, "serving")(r) && r.num("pid") != old }).num("pid")
+	var named []saying
+	limit := time.After(deadline)
+	want := fmt.Sprintf("MAINPID=%d READY=1 STATUS=serving, generation 2", next)
+	for len(named) < 2 {
+		select {
+		case said := <-m.heard:
+			if strings.HasPrefix(said.text, "MAINPID=") {
+				named = append(named, said)
+			}
+		case <-limit:
+			t.Fatalf("heard %v, want one of %d", named, next)
+		}
+	}
+	if named[0].pid != old || named[1] != (saying{next, want}) {
+		t.Errorf("heard %v, want the name from %d, and %q", named, old, want)
+	}
+	s.signal(next, syscall.SIGTERM)
+	reap(t, next)
+	s.allGone()
 }

@@ -23,19 +23,55 @@ import (
 type told struct {
 	mu    sync.Mutex
 	lines []string
+	hears func(line string) // called for each
+	keeps bool              // it stores descriptors, and closes the others
+	kept  []int
+}
+
+// hear is the manager's end of sd_notify.
+func (h *told) hear(state string, rights ...int) error {
+	line := strings.ReplaceAll(state, "\n", " ")
+	h.mu.Lock()
+	h.lines = append(h.lines, line)
+	hears, keep := h.hears, h.keeps && strings.HasPrefix(state, "FDSTORE=1")
+	h.mu.Unlock()
+	if hears != nil {
+		hears(line)
+	}
+	for _, n := range rights {
+		if keep {
+			own, err := syscall.Dup(n)
+			if err != nil {
+				return err
+			}
+			h.mu.Lock()
+			h.kept = append(h.kept, own)
+			h.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// set says what the manager does with what it hears from now on.
+func (h *told) set(keeps bool, hears func(line string)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keeps, h.hears = keeps, hears
+}
+
+// forget closes what is stored.
+func (h *told) forget() {
+	for _, n := range h.kept {
+		_ = syscall.Close(n)
+	}
 }
 
 // listens makes p one that has a manager, which wants to hear each interval.
 func (p *process) listens(first bool, interval time.Duration) *told {
 	heard := new(told)
+	p.t.Cleanup(heard.forget)
 	p.manager = manager{
-		log: slog.New(slog.DiscardHandler), main: first, interval: interval, stored: map[string]bool{},
-		send: func(state string, _ ...int) error {
-			heard.mu.Lock()
-			defer heard.mu.Unlock()
-			heard.lines = append(heard.lines, strings.ReplaceAll(state, "\n", " "))
-			return nil
-		},
+		log: slog.New(slog.DiscardHandler), main: first, interval: interval, stored: map[string]bool{}, send: heard.hear,
 	}
 	return heard
 }
@@ -90,11 +126,8 @@ func TestManagerIsToldOfAnUpgrade(t *testing.T) {
 		s.say(wire.Ready{}, wire.Serving{})
 		heard.want(t) // nothing before there is no way back
 		s.watch(func(m wire.Message) {
-			switch m.(type) {
-			case wire.Confirm:
-				heard.want(t) // it can be triggered before the manager may
-			case wire.Draining:
-				heard.want(t, fmt.Sprintf("MAINPID=%d READY=1 STATUS=serving, generation 2", s.pid))
+			if _, ok := m.(wire.Confirm); ok {
+				heard.want(t, fmt.Sprintf("MAINPID=%d", s.pid), "BARRIER=1") // it knows whom to watch
 			}
 		})
 		a.want(nil)
@@ -104,6 +137,83 @@ func TestManagerIsToldOfAnUpgrade(t *testing.T) {
 		time.Sleep(time.Hour)
 		heard.want(t) // it drains: STOPPING=1 would end the unit
 	})
+}
+
+// A successor that dies while it is named: has the manager taken the name, it
+// sees the death and starts the service again. Has it not, it watches this process.
+func TestSuccessorDiesWhileItIsNamed(t *testing.T) {
+	for _, taken := range []bool{true, false} {
+		t.Run(fmt.Sprint("taken ", taken), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p, heard := managed(t, Options{})
+				a, s := p.upgrade(PhaseProbation)
+				heard.want(t, begins)
+				heard.set(!taken, func(line string) {
+					if line == "BARRIER=1" {
+						s.die()
+					}
+				})
+				<-a.answered
+				name := fmt.Sprintf("MAINPID=%d", s.pid)
+				probe := []string{name, "BARRIER=1", "FDSTORE=1 FDNAME=upgrader?probe", "BARRIER=1", "FDSTOREREMOVE=1 FDNAME=upgrader?probe"}
+				if taken {
+					a.want(nil)
+					p.wantEnd(draining, ErrUpgraded)
+					p.wantOpen(false)
+					heard.want(t, probe...)
+					return
+				}
+				err := a.wantFailed(PhaseProbation)
+				p.wantServing()
+				p.wantOpen(true)
+				wantPID(t, p.path, os.Getpid())
+				heard.want(t, append(probe, fmt.Sprintf("MAINPID=%d", os.Getpid()), fmt.Sprintf("READY=1 STATUS=upgrade failed: %v ERRNO=%d", err, syscall.ECANCELED))...)
+				p.Stop()
+				heard.want(t, "STOPPING=1 STATUS=stopping")
+			})
+		})
+	}
+}
+
+// What is asked while the manager hears the name. The roll-back that was possible
+// until then is not any more.
+func TestAskedWhileTheSuccessorIsNamed(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		ask  func(*process, *child)
+		end  state
+		err  error
+	}{
+		{"confirm", func(p *process, _ *child) { p.orders <- order{reply: make(chan error, 1)} }, draining, ErrUpgraded},
+		{"roll back", func(p *process, _ *child) { p.orders <- order{rollBack: true, reply: make(chan error, 1)} }, draining, ErrUpgraded},
+		{"it gives up", func(_ *process, s *child) { s.said <- wire.Failed{Text: "no database"} }, draining, ErrUpgraded},
+		{"stop", func(p *process, _ *child) { p.stops <- stopRequest{} }, stopped, ErrStopped},
+		{"it is stopped", func(_ *process, s *child) { s.said <- wire.Stopping{} }, stopped, ErrStopped},
+		{"fail", func(p *process, _ *child) { p.stops <- stopRequest{failure: "no disk"} }, draining, ErrUpgraded},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				p, heard := managed(t, Options{})
+				asked := make(chan struct{})
+				heard.set(false, func(line string) {
+					if line == "BARRIER=1" {
+						<-asked
+					}
+				})
+				a, s := p.upgrade(PhaseProbation)
+				time.Sleep(DefaultProbation + secondLook)
+				synctest.Wait()
+				p.wantState(probation)
+				if a.isAnswered() {
+					t.Fatal("Upgrade has answered before the manager has heard of the successor")
+				}
+				test.ask(p, s)
+				close(asked)
+				<-a.answered
+				p.wantEnd(test.end, test.err)
+			})
+		})
+	}
 }
 
 func TestManagerIsToldOfAFailure(t *testing.T) {
@@ -183,7 +293,7 @@ func TestSuccessorSpeaksOnceItIsTheMainProcess(t *testing.T) {
 		p.confirm()
 		heard.want(t)
 		p.predecessor.say(wire.Draining{})
-		heard.want(t, "STATUS=serving, generation 2", "WATCHDOG=1")
+		heard.want(t, "READY=1 STATUS=serving, generation 2", "WATCHDOG=1")
 		p.predecessor.say(wire.Draining{})
 		heard.want(t)
 		time.Sleep(10*time.Second + 1)

@@ -23,6 +23,8 @@ type run struct {
 	former  *pidfile                                  // the predecessor's, if this build keeps another
 	waiters []chan<- error                            // calls of Ready that wait for commit
 
+	orphaned <-chan struct{} // closed when our supervisor has ended; nil: there is none
+
 	since      time.Time      // the state is what it is
 	confirmers []chan<- error // wait for the end of probation
 	held       []order        // wait for its beginning
@@ -83,6 +85,8 @@ func (r *run) loop() {
 			r.verdict(err)
 		case d := <-r.attempt.deltas:
 			r.deltasWritten(d)
+		case taken := <-r.attempt.named:
+			r.heardName(taken)
 
 		case m, ok := <-r.pred.words():
 			r.told(m, ok)
@@ -98,6 +102,8 @@ func (r *run) loop() {
 		case <-r.draining:
 			r.reportDrain()
 
+		case <-r.orphaned:
+			r.supervisorEnded()
 		case <-r.manager.watchdog:
 			r.manager.ping()
 		case <-r.sockets.changed:
@@ -241,8 +247,12 @@ func (r *run) stop(s stopRequest) {
 func (r *run) stopDuringProbation(s stopRequest) {
 	if s.failure != "" {
 		r.confirm() // whatever the successor is, this process is worse
+		if r.attempt.named != nil {
+			r.conclude()
+		}
 	}
 	if r.state == probation {
+		r.attempt.named = nil // whatever the manager makes of it
 		if !r.attempt.dead() && r.attempt.Send(wire.Stopping{}) == nil {
 			r.stopBoth()
 			return

@@ -1,10 +1,12 @@
 package upgrader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,8 +32,12 @@ const maxStored = 255
 
 // activation is what the variables say.
 type activation struct {
-	names []string // of the descriptors, "" where there is none; nil: it is not for this process
+	names []string // of the descriptors; nil: it is not for this process
 }
+
+// unnamed is the name of a descriptor that was given none, as
+// sd_listen_fds_with_names(3) has it.
+const unnamed = "unknown"
 
 // parseActivation reads the variables. The zero value is what it returns if
 // there are none, or if they are meant for another process.
@@ -44,13 +50,17 @@ func parseActivation(lookup func(string) (string, bool), pid int) (activation, e
 	if err != nil || n < 0 || n > 1<<20 {
 		return activation{}, fmt.Errorf("%s=%q: want a number of descriptors", envListenFDs, s)
 	}
-	a := activation{make([]string, n)}
-	if names, found := lookup(envListenNames); found && n > 0 {
-		given := strings.Split(names, ":")
-		if len(given) != n {
-			return activation{}, fmt.Errorf("%s=%q: want %d names", envListenNames, names, n)
-		}
-		a.names = given
+	a := activation{slices.Repeat([]string{unnamed}, n)}
+	names, found := lookup(envListenNames)
+	if !found || n == 0 {
+		return a, nil
+	}
+	given := strings.Split(names, ":")
+	if len(given) != n {
+		return activation{}, fmt.Errorf("%s=%q: want %d names", envListenNames, names, n)
+	}
+	for i, name := range given {
+		a.names[i] = cmp.Or(name, unnamed)
 	}
 	return a, nil
 }
@@ -196,13 +206,7 @@ func (m *manager) keep(name string, f *os.File) bool {
 		m.full = true
 		return true
 	}
-	rc, err := f.SyscallConn()
-	if err == nil {
-		var sendErr error
-		err = rc.Control(func(n uintptr) { sendErr = m.send("FDSTORE=1\nFDNAME="+name, int(n)) })
-		err = errors.Join(err, sendErr)
-	}
-	if err != nil {
+	if err := m.pass("FDSTORE=1\nFDNAME="+name, f); err != nil {
 		m.log.Warn("socket not stored with the service manager", "name", name, "err", err)
 		return false
 	}

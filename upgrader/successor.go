@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,7 +20,10 @@ type successor struct {
 	exited chan struct{}    // closed once it is dead and reaped
 	state  *os.ProcessState // set before exited is closed; nil if it is not our child
 	id     uint64           // inode of its pidfd; 0: not known
+	pidfd  *os.File         // nil: this system has none; closed with exited
 	child  bool             // as opposed to a sibling
+	left   atomic.Bool      // it is not reaped when it has ended: see leave
+	reap   func()           // that; sets state
 	signal func(os.Signal) error
 	given  []wire.Socket
 	build  string // as it said hello
@@ -38,6 +42,30 @@ func (s *successor) dead() bool {
 		return false
 	}
 }
+
+// hasEnded is dead by the kernel's word: exited is closed a little later.
+func (s *successor) hasEnded() bool {
+	return s.dead() || s.pidfd != nil && fd.HasEnded(s.pid, s.pidfd)
+}
+
+// leave makes this process one that does not reap it. A service manager that takes a
+// stranger's child for the main process hears nothing of its death; but it reaps
+// what is left when this process ends, and then it does.
+func (s *successor) leave() { s.left.Store(s.child && s.pidfd != nil) }
+
+// take undoes leave for one that has ended.
+func (s *successor) take() {
+	if !s.left.Load() {
+		return
+	}
+	<-s.exited
+	if s.state == nil {
+		s.reap()
+	}
+}
+
+// managed reports that the successor has a service manager of its own.
+func (s *successor) managed() bool { return s.stranger != nil && s.stranger.hello.Managed }
 
 // hit reports that the successor, which is dead, was ended by one of these
 // signals. That of a sibling nobody here can know: only one without a trace of
@@ -310,6 +338,14 @@ func newStarted(p *os.Process, pidfd int, child bool) *started {
 	return s
 }
 
+// ends returns when the process has ended, if this system can tell that of a
+// process which is not reaped. wait does in any case.
+func (s *started) ends() {
+	if s.pidfd != nil {
+		_ = fd.WaitProcess(s.pidfd) // if it fails, wait is left
+	}
+}
+
 // wait returns when the process has ended, with its state if it is our child.
 func (s *started) wait() (*os.ProcessState, error) {
 	if s.pidfd != nil {
@@ -337,10 +373,14 @@ func (s *started) id() uint64 {
 func (u *Upgrader) follow(p *started, l link, meta []wire.Socket) *successor {
 	s := &successor{
 		peer: newPeer(l, p.Pid, nil), exited: make(chan struct{}), signal: p.Signal,
-		given: meta, id: p.id(), child: p.child,
+		given: meta, id: p.id(), pidfd: p.pidfd, child: p.child,
 	}
+	s.reap = func() { s.state, _ = p.wait() } // a child has a state
 	go func() {
-		s.state, _ = p.wait() // a child has a state
+		p.ends()
+		if !s.left.Load() {
+			s.reap()
+		}
 		close(s.exited)
 		// A descendant may hold the channel open. What the successor has said is
 		// still read, then its end.

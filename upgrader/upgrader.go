@@ -29,6 +29,7 @@ const (
 	commitTimeout  = 10 * time.Second       // the successor's wait for commit, after ready
 	servingTimeout = 5 * time.Second        // commit → serving
 	confirmTimeout = 10 * time.Second       // the successor's wait for confirm, after probation
+	barrierTimeout = 5 * time.Second        // the service manager reads what it was told
 	checkTimeout   = 2 * time.Second        // the end of Check's ctx → its answer
 	hurryTimeout   = 10 * time.Second       // hurry → the successor ends its predecessor
 	exitTimeout    = 2 * time.Second        // a failed successor ends by itself, or is killed
@@ -304,6 +305,7 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 	r := &run{
 		Upgrader: u, former: former, attempt: &attempt{}, carrier: u.launch,
 		since: time.Now(), counters: l.manifest.Counters, logName: logName(),
+		orphaned: supervisorEnds(os.LookupEnv, os.Getppid()),
 	}
 	if l.conn != nil {
 		r.pred = predecessor{peer: newPeer(l.conn, l.pid, u.adopt), manifest: l.manifest, end: l.end()}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,7 +61,7 @@ func TestWaitProcess(t *testing.T) {
 		t.Skip(err)
 	}
 	var pidfd int
-	p, err := os.StartProcess(cat, []string{"cat"}, &os.ProcAttr{Files: []*os.File{r, nil, nil}, Sys: Started(&pidfd, true)})
+	p, err := os.StartProcess(cat, []string{"cat"}, &os.ProcAttr{Files: []*os.File{r, os.Stderr, os.Stderr}, Sys: Started(&pidfd, true)})
 	_ = r.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -84,5 +85,67 @@ func TestWaitProcess(t *testing.T) {
 	}
 	if _, err := p.Wait(); err == nil {
 		t.Error("it was reaped here")
+	}
+}
+
+// TestHasEnded: a child that has ended, and before and after it is reaped.
+func TestHasEnded(t *testing.T) {
+	if !CanPollProcesses() {
+		t.Skip("no pidfds before Linux 5.4")
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	cat, err := exec.LookPath("cat")
+	if err != nil {
+		t.Skip(err)
+	}
+	var pidfd int
+	p, err := os.StartProcess(cat, []string{"cat"}, &os.ProcAttr{Files: []*os.File{r, os.Stderr, os.Stderr}, Sys: Started(&pidfd, false)})
+	_ = r.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(pidfd), "pidfd")
+	if HasEnded(p.Pid, f) {
+		t.Error("it runs")
+	}
+	_ = w.Close()
+	if err := WaitProcess(f); err != nil {
+		t.Fatal(err)
+	}
+	if !HasEnded(p.Pid, f) {
+		t.Error("it is a zombie")
+	}
+	if _, err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+	if !HasEnded(p.Pid, f) {
+		t.Error("it was reaped")
+	}
+	_ = f.Close()
+	if !HasEnded(p.Pid, f) {
+		t.Error("nobody waits for it any more")
+	}
+}
+
+func TestHungUp(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, limit := range []time.Duration{0, time.Millisecond} {
+		if HungUp(r, limit) {
+			t.Error("the writing end is open")
+		}
+	}
+	hungUp := make(chan bool)
+	go func() { hungUp <- HungUp(r, time.Minute) }()
+	_ = w.Close()
+	if !<-hungUp {
+		t.Error("the writing end was closed")
 	}
 }

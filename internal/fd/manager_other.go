@@ -26,3 +26,12 @@ func CanPollProcesses() bool { return false }
 
 // WaitProcess returns errors.ErrUnsupported.
 func WaitProcess(*os.File) error { return errors.ErrUnsupported }
+
+// HasEnded is false: there are no pidfds here.
+func HasEnded(int, *os.File) bool { return false }
+
+// HungUp is false: there is no service manager to wait for here.
+func HungUp(*os.File, time.Duration) bool { return false }
+
+// OpenProcess returns errors.ErrUnsupported.
+func OpenProcess(int) (*os.File, error) { return nil, errors.ErrUnsupported }

@@ -1,10 +1,13 @@
 package fd
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,21 +36,62 @@ var CanPollProcesses = sync.OnceValue(func() bool {
 	return true
 })
 
+// OpenProcess returns a pidfd.
+func OpenProcess(pid int) (*os.File, error) {
+	n, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	return os.NewFile(uintptr(n), "pidfd"), nil
+}
+
 // WaitProcess blocks until the process of a pidfd has ended. It may not have
 // been reaped.
 func WaitProcess(pidfd *os.File) error {
-	rc, err := pidfd.SyscallConn()
-	if err != nil {
-		return err
+	_, err := poll(pidfd, unix.POLLIN, -1)
+	return err
+}
+
+// HasEnded reports that the process pid, of a pidfd, has. A pidfd that is closed is
+// one whose owner has waited for that. A process of several threads shows as a
+// zombie in /proc before its pidfd tells: who looks there takes it for dead.
+func HasEnded(pid int, pidfd *os.File) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	// The name, in parentheses, may have anything in it.
+	if name := bytes.LastIndexByte(stat, ')'); err == nil && bytes.HasPrefix(stat[name+1:], []byte(" Z ")) {
+		return true
 	}
+	ready, err := poll(pidfd, unix.POLLIN, 0)
+	return ready || err != nil
+}
+
+// HungUp waits until nobody has the writing end of a pipe any more, limit at most,
+// and reports that.
+func HungUp(r *os.File, limit time.Duration) bool {
+	ready, err := poll(r, 0, limit) // the end is never masked
+	return ready && err == nil
+}
+
+// poll waits for an event on f, for ever if limit is negative.
+func poll(f *os.File, events int16, limit time.Duration) (ready bool, err error) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var n int
 	var pollErr error
+	until := time.Now().Add(limit)
 	err = rc.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
 		for {
-			if _, pollErr = unix.Poll(fds, -1); !errors.Is(pollErr, unix.EINTR) {
+			left := -1
+			if limit >= 0 {
+				left = int(max(time.Until(until), 0).Milliseconds())
+			}
+			if n, pollErr = unix.Poll(fds, left); !errors.Is(pollErr, unix.EINTR) {
 				return
 			}
 		}
 	})
-	return errors.Join(err, os.NewSyscallError("poll", pollErr))
+	return n > 0, errors.Join(err, os.NewSyscallError("poll", pollErr))
 }

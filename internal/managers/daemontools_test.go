@@ -19,7 +19,7 @@ type daemontools struct {
 func TestDaemontools(t *testing.T) {
 	t.Parallel()
 	installed(t, "daemontools", "supervise", "svc", "svstat")
-	live(t, func(t *testing.T, flags string) *service { return openDaemontools(newHome(t), flags) })
+	live(t, func(t *testing.T, flags string) *service { return openDaemontools(newHome(t), flags) }, unnamed)
 }
 
 func openDaemontools(h home, flags string) *service {

@@ -27,7 +27,7 @@ type namespace struct {
 func TestPID1(t *testing.T) {
 	t.Parallel()
 	needsRoot(t)
-	live(t, func(t *testing.T, flags string) *service { return openNamespace(newHome(t), flags, supervised, "") })
+	live(t, func(t *testing.T, flags string) *service { return openNamespace(newHome(t), flags, supervised, "") }, unnamed)
 }
 
 // TestPID1ThatSupervisesItself: the program of the container needs no other.
@@ -36,7 +36,7 @@ func TestPID1ThatSupervisesItself(t *testing.T) {
 	needsRoot(t)
 	live(t, func(t *testing.T, flags string) *service {
 		return openNamespace(newHome(t), flags, nil, "github.com/go-handover/handover/internal/managers/pid1")
-	})
+	}, unnamed)
 }
 
 func openNamespace(h home, flags string, first []string, program string) *service {

@@ -26,7 +26,7 @@ func TestPodman(t *testing.T) {
 	t.Parallel()
 	installed(t, "podman", "podman", "runc")
 	e := newEngine(t)
-	live(t, func(t *testing.T, flags string) *service { return e.open(t, flags) })
+	live(t, func(t *testing.T, flags string) *service { return e.open(t, flags) }, unnamed)
 	t.Run("without a supervisor", func(t *testing.T) {
 		t.Parallel()
 		refusesToUpgrade(t, e.open(t, "", "--entrypoint", `["/usr/local/bin/app", "-pidfile", "/run/app/app.pid"]`))

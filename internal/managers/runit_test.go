@@ -5,9 +5,13 @@ package managers
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/go-handover/handover/internal/proctest"
 )
 
 // runit is runsv with contrib/runit/run.
@@ -19,7 +23,7 @@ type runit struct {
 func TestRunit(t *testing.T) {
 	t.Parallel()
 	installed(t, "runit", "runsv", "sv")
-	live(t, func(t *testing.T, flags string) *service { return openRunit(newHome(t), flags) })
+	live(t, func(t *testing.T, flags string) *service { return openRunit(newHome(t), flags) }, unnamed)
 }
 
 func openRunit(h home, flags string) *service {
@@ -60,4 +64,36 @@ func (r runit) start() {
 func (r runit) restart() {
 	r.t.Helper()
 	r.sv("restart")
+}
+
+// TestSupervisorIsKilled: its server stops politely, and runsv starts a supervisor
+// that starts another one.
+func TestSupervisorIsKilled(t *testing.T) {
+	t.Parallel()
+	installed(t, "runit", "runsv", "sv")
+	for _, upgrades := range []int{0, 1} {
+		t.Run(fmt.Sprint("after upgrades: ", upgrades), func(t *testing.T) {
+			t.Parallel()
+			s := openRunit(newHome(t), "-probation 100ms")
+			s.Wait(proctest.Reached(1, "serving"))
+			for range upgrades {
+				s.upgraded()
+			}
+			old, supervisor := s.PID(), s.pid()
+			answered := s.slow(3 * time.Second)
+			now := s.Now()
+			s.Signal(supervisor, syscall.SIGKILL)
+			s.After(now, proctest.Changed(old, "stopped"))
+			s.After(now, proctest.Reached(1, "serving"))
+			answered()
+			s.answers()
+			if s.pid() == supervisor || s.PID() == old {
+				t.Errorf("supervisor %d and server %d are still there", s.pid(), s.PID())
+			}
+			s.upgraded()
+			s.stop()
+			until(t, "the old one has ended", func() bool { return !slices.Contains(s.running(), old) })
+			s.alone()
+		})
+	}
 }

@@ -19,7 +19,7 @@ type s6 struct {
 func TestS6(t *testing.T) {
 	t.Parallel()
 	installed(t, "s6", "s6-svscan", "s6-svc", "s6-svstat")
-	live(t, func(t *testing.T, flags string) *service { return openS6(newHome(t), flags) })
+	live(t, func(t *testing.T, flags string) *service { return openS6(newHome(t), flags) }, unnamed)
 }
 
 func openS6(h home, flags string) *service {

@@ -5,6 +5,7 @@ package managers
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -217,29 +218,37 @@ func (s *service) alone() {
 	}
 }
 
-// scenarios are what a server lives through under each manager.
-var scenarios = []struct {
+// scenario is what a server lives through.
+type scenario struct {
 	name  string
 	flags string // of the server
 	run   func(t *testing.T, s *service)
-}{
+}
+
+// scenarios are those of each manager. What happens
+// before ready or on probation has seconds for that: the machine is busy.
+var scenarios = []scenario{
 	{"upgrades", "-probation 100ms", tenUpgrades},
-	{"faults", "-probation 300ms", failedAndRolledBack},
-	{"killed before ready", "-ready-delay 1s -probation 300ms", killedBeforeReady},
-	{"killed on probation", "-probation 1s", killedOnProbation},
+	{"faults", "-probation 1s", failedAndRolledBack},
+	{"killed before ready", "-ready-delay 3s -probation 300ms", killedBeforeReady},
+	{"killed on probation", "-probation 5s", killedOnProbation},
+	{"killed as probation ends", "-probation 100ms", killedAsProbationEnds},
 	{"killed after probation", "-probation 100ms", killedAfterProbation},
 	{"killed while the old one drains", "-probation 100ms", killedWhileOldDrains},
 	{"stop after an upgrade", "-probation 100ms", stopAfterAnUpgrade},
 	{"stop before ready", "-ready-delay 1s", stopDuringAnUpgrade},
 	{"stop on probation", "-probation 20s", stopOnProbation},
 	{"restart", "-probation 100ms", restarted},
-	{"storm", "-probation " + stormProbation.String(), storm},
+	{"storm", "-ready-delay 3s -probation 6s", storm},
 }
 
+// unnamed is for managers that listen to a process that no other one has named.
+var unnamed = scenario{"old one killed on probation", "-probation 20s", oldKilledOnProbation}
+
 // live runs the scenarios, each with a manager of its own.
-func live(t *testing.T, open func(t *testing.T, flags string) *service) {
+func live(t *testing.T, open func(t *testing.T, flags string) *service, more ...scenario) {
 	t.Helper()
-	for _, sc := range scenarios {
+	for _, sc := range append(more, scenarios...) {
 		t.Run(sc.name, func(t *testing.T) {
 			t.Parallel()
 			s := open(t, sc.flags)
@@ -319,13 +328,57 @@ func killedOnProbation(_ *testing.T, s *service) {
 	end()
 }
 
+// oldKilledOnProbation leaves the new process alone, which nobody has named yet.
+func oldKilledOnProbation(t *testing.T, s *service) {
+	l, end := s.under()
+	old := s.PID()
+	next := s.begin(s.build("v2"))
+	s.Wait(proctest.Changed(next, "on probation"))
+	now := s.Now()
+	s.crash(l, old, func() { s.After(now, proctest.Changed(next, "serving")) })
+	l.WaitFor(next)
+	until(t, "the manager signals the new one", func() bool {
+		s.signal(syscall.SIGUSR1) // there may be no main process for an instant
+		return slices.ContainsFunc(s.Events(), proctest.Changed(next, "upgrading").Is)
+	})
+	end()
+	s.stop()
+	s.alone()
+	if got := s.starts(); got != 1 {
+		t.Errorf("the server was started %d times", got)
+	}
+}
+
+// killedAsProbationEnds kills the new process within the milliseconds in which the
+// manager hears of it. Either the old one serves again, or another one is started.
+func killedAsProbationEnds(_ *testing.T, s *service) {
+	watched := s.pid()
+	l, end := s.under()
+	for range 3 {
+		old := s.PID()
+		next := s.begin(s.build("v2"))
+		s.Wait(proctest.Changed(old, "probation"))
+		now := s.Now()
+		// Twice 100 ms: see attempt.expire. The rest is chance.
+		time.Sleep(200*time.Millisecond + rand.N(10*time.Millisecond))
+		s.crash(l, next, func() {
+			again, anew := proctest.Changed(old, "serving"), proctest.Reached(1, "serving")
+			s.After(now, proctest.Match{Name: "a process serves", Is: func(e proctest.Event) bool { return again.Is(e) || anew.Is(e) }})
+			l.WaitFor(s.PID())
+		})
+		s.watched(watched, s.starts())
+	}
+	l.WaitFor(s.upgraded())
+	end()
+	s.watched(watched, s.starts())
+}
+
 func killedAfterProbation(t *testing.T, s *service) {
 	watched := s.pid()
 	l, end := s.under()
 	s.install("app", s.build("v2"))
 	next := s.upgraded()
 	s.Wait(proctest.Logged("drained")) // the old one has nothing left
-	s.watched(watched, 1)              // the manager knows of the new one
 	s.killedAndBack(l, next)
 	if said := s.answers(); !strings.Contains(said, "version=v2\n") {
 		t.Errorf("what was started again is not what was deployed last: %s", said)
@@ -341,9 +394,7 @@ func killedWhileOldDrains(_ *testing.T, s *service) {
 	answered := s.slow(3 * time.Second)
 	l, end := s.under()
 	s.install("app", s.build("v2"))
-	next := s.upgraded()
-	s.watched(watched, 1) // the manager knows of the new one
-	s.killedAndBack(l, next)
+	s.killedAndBack(l, s.upgraded())
 	answered() // by the old one, which was draining all the time
 	s.Wait(proctest.Match{Name: "the old one has drained", Is: func(e proctest.Event) bool {
 		return e.Message == "drained" && e.PID == old
@@ -417,23 +468,26 @@ func restarted(t *testing.T, s *service) {
 	s.upgraded()
 }
 
-const stormProbation = 6 * time.Second
-
+// storm sends many signals for one upgrade: the first at once, the others while the
+// successor is stopped, so that it takes until they are sent.
 func storm(t *testing.T, s *service) {
 	watched := s.pid()
 	l, end := s.under()
 	now := s.Now()
-	sent := 0
-	// Some managers take their time. After the verdict one more would be another upgrade.
-	for begun := time.Now(); sent < 10 && time.Since(begun) < stormProbation/2; sent++ {
+	s.install("app", s.build("v2"))
+	s.signal(syscall.SIGUSR1)
+	next := s.After(now, proctest.Logged("listening")).PID
+	s.kill(next, syscall.SIGSTOP)
+	for range 9 {
 		s.signal(syscall.SIGUSR1)
 	}
+	s.kill(next, syscall.SIGCONT)
 	s.After(now, proctest.Reached(2, "serving"))
-	l.WaitFor(s.PID())
+	l.WaitFor(next)
 	end()
 	attempts := slices.DeleteFunc(s.Events(), func(e proctest.Event) bool { return e.To != "upgrading" })
-	if len(attempts) != 1 || sent < 2 {
-		t.Errorf("%d signals have made %d attempts", sent, len(attempts))
+	if len(attempts) != 1 {
+		t.Errorf("10 signals have made %d attempts", len(attempts))
 	}
 	s.watched(watched, 1)
 }

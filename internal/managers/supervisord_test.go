@@ -20,7 +20,7 @@ type supervisord struct {
 func TestSupervisord(t *testing.T) {
 	t.Parallel()
 	installed(t, "supervisor", "supervisord", "supervisorctl")
-	live(t, func(t *testing.T, flags string) *service { return openSupervisord(newHome(t), flags) })
+	live(t, func(t *testing.T, flags string) *service { return openSupervisord(newHome(t), flags) }, unnamed)
 }
 
 // supervisordConf is what Debian's own file says, in a directory of the test.

@@ -1,27 +1,37 @@
 package supervise
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 )
 
-// parentOf returns 0 for a process that does not exist. One that has ended and
-// is not reaped exists.
-func parentOf(pid int) int {
+// statOf returns what the kernel says of a process from its state on: proc(5). One
+// that has ended and is not reaped exists.
+func statOf(pid int) []string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0
+		return nil
 	}
 	// The name, in parentheses, may have anything in it.
-	_, fields, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
-	parts := strings.Fields(fields)
-	if len(parts) < 2 {
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+}
+
+// parentOf returns 0 for a process that does not exist.
+func parentOf(pid int) int {
+	fields := statOf(pid)
+	if len(fields) < 2 {
 		return 0
 	}
-	parent, _ := strconv.Atoi(parts[1])
+	parent, _ := strconv.Atoi(fields[1])
 	return parent
+}
+
+func isZombie(pid int) bool {
+	fields := statOf(pid)
+	return len(fields) > 0 && fields[0] == "Z"
 }
 
 // isDescendant says whether pid descends from this process.

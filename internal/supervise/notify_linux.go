@@ -46,6 +46,7 @@ func (s *supervisor) notified(m fd.Message) {
 	}
 	if m.PID != s.main || s.main == 0 {
 		closeAll(m.FDs)
+		s.claim(m.PID, said["MAINPID"])
 		return
 	}
 	s.keep(said, m.FDs)
@@ -60,6 +61,34 @@ func (s *supervisor) notified(m fd.Message) {
 		s.deliberate = true
 	}
 	s.tell(up)
+}
+
+// claim notes that another process says that it is the main one. It is, once there
+// is none: a successor whose predecessor has died before it named it.
+func (s *supervisor) claim(pid int, value string) {
+	if pid == 0 || value != strconv.Itoa(pid) {
+		return
+	}
+	s.claimant = pid
+	if s.main == 0 && !s.told {
+		s.inherit()
+	}
+}
+
+// inherit makes the claimant, if it lives, the main process, and reports that.
+func (s *supervisor) inherit() bool {
+	pid := s.claimant
+	s.claimant = 0
+	if pid == 0 || !isDescendant(pid) || isZombie(pid) {
+		return false
+	}
+	s.logf("main process is %d, which says so", pid)
+	s.ending, s.restart, s.kill = false, nil, nil
+	s.setMain(pid)
+	if s.stopping != 0 {
+		s.signal(s.stopping)
+	}
+	return true
 }
 
 func closeAll(fds []int) {
@@ -100,7 +129,8 @@ func (s *supervisor) follow(value string) {
 		// somebody else, and the service goes on without us.
 		s.deserted = err != nil || pid <= 0 || errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
 		return
-	case pid == s.main:
+	case pid == s.main: // its successor is gone, and it stays
+		s.deserted = false
 		return
 	}
 	s.logf("main process is %d, was %d", pid, s.main)

@@ -30,6 +30,8 @@ var roles = map[string]func(args []string){
 	"stubborn":  stubbornRole,
 	"deserts":   desertsRole,
 	"moves":     movesRole,
+	"stays":     staysRole,
+	"claims":    claimsRole,
 	"stores":    storesRole,
 	"tells":     tellsRole,
 	"shows":     showsRole,
@@ -196,6 +198,40 @@ func desertsRole([]string) {
 
 // movesRole is replaced by a process from elsewhere.
 func movesRole(args []string) { notify("MAINPID=" + args[0]) }
+
+// staysRole is one that finds the successor that it has named gone, and stays.
+func staysRole([]string) {
+	desertsRole(nil)
+	notify(fmt.Sprintf("MAINPID=%d", os.Getpid()))
+}
+
+// claimsRole has a successor that says itself that it is the main process, before or
+// after its predecessor is killed.
+func claimsRole(args []string) {
+	if len(args) == 1 {
+		sibling("claims", args[0], strconv.Itoa(os.Getpid()))
+		waitForever()
+	}
+	early, predecessor := args[0] == "early", args[1]
+	pid, err := strconv.Atoi(predecessor)
+	check(err)
+	claim := func() { notify(fmt.Sprintf("MAINPID=%d\nREADY=1", os.Getpid())) }
+	if early {
+		claim()
+	}
+	check(syscall.Kill(pid, syscall.SIGKILL))
+	if !early {
+		for parentOf(pid) == os.Getppid() { // it is reaped
+			time.Sleep(time.Millisecond)
+		}
+		claim()
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	say("ready")
+	<-stop
+	os.Exit(3)
+}
 
 // storesRole listens and stores its socket, or has got it back. It answers
 // each connection with what it was given, and crashes.

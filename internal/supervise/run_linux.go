@@ -34,6 +34,7 @@ type supervisor struct {
 	killing    bool
 	deserted   bool // main has named a successor that is gone
 	deliberate bool // main has said that it stops
+	claimant   int  // says that it is the main process, while there was another; 0: none
 
 	restart <-chan time.Time // nil unless a restart is due
 	kill    <-chan time.Time // nil unless descendants have been told to end
@@ -250,6 +251,9 @@ func (s *supervisor) ended(code int, how string) {
 	}
 	how = fmt.Sprintf("main process %d has ended: %s", s.main, how)
 	s.main, s.code = 0, code
+	if s.inherit() {
+		return
+	}
 	if s.stopping != 0 || !s.Restart.after(code, s.deliberate) {
 		s.logf("%s", how)
 		s.end()

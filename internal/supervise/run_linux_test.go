@@ -166,6 +166,26 @@ func TestServiceThatGoesOnElsewhere(t *testing.T) {
 	r.wantLog(t, "not a process of this service")
 }
 
+func TestSuccessorThatWasGoneWhenItWasNamed(t *testing.T) {
+	begin(t, Config{}, nil, "stays").wantCode(t, 0)
+}
+
+// TestSuccessorOfADeadProcessIsFollowed, and nothing is started beside it.
+func TestSuccessorOfADeadProcessIsFollowed(t *testing.T) {
+	for _, when := range []string{"early", "late"} {
+		for _, restart := range []Restart{Never, OnFailure} {
+			r := begin(t, Config{Restart: restart}, nil, "claims", when)
+			r.line(t, "ready")
+			r.signal(t, syscall.SIGTERM)
+			r.wantCode(t, 3)
+			r.wantLog(t, "which says so")
+			if strings.Contains(r.errors.String(), "restarted") {
+				t.Errorf("%s, restart %v: another one was started", when, &restart)
+			}
+		}
+	}
+}
+
 func TestSignalsGoToTheMainProcessOfNow(t *testing.T) {
 	r := begin(t, Config{KillAfter: time.Millisecond}, nil, "signals")
 	r.line(t, "ready")
@@ -237,6 +257,36 @@ func TestPolicy(t *testing.T) {
 		if (restarts >= 2) != c.again || (restarts == 0) == c.again {
 			t.Errorf("%v after %s %s: %d restarts", &c.restart, c.role, c.arg, restarts)
 		}
+	}
+}
+
+// TestRestartsBackOff: a command that always fails is started again and again, after
+// longer and longer waits.
+func TestRestartsBackOff(t *testing.T) {
+	log, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	r := begin(t, Config{Restart: OnFailure}, func(cmd *exec.Cmd) { cmd.Stderr = w }, "exit", "7")
+	w.Close()
+	var said []string
+	begun := time.Now()
+	for lines := bufio.NewScanner(log); lines.Scan(); {
+		if _, after, found := strings.Cut(lines.Text(), "restart in "); found {
+			delay, _, _ := strings.Cut(after, " ")
+			said = append(said, delay)
+		}
+		if len(said) == 4 {
+			r.signal(t, syscall.SIGTERM) // it waits for the next start
+		}
+	}
+	r.wantCode(t, 7)
+	if want := []string{"100ms", "200ms", "400ms", "800ms"}; !slices.Equal(said, want) {
+		t.Errorf("waits %v, want %v", said, want)
+	}
+	if waited := time.Since(begun); waited < 700*time.Millisecond {
+		t.Errorf("all that took only %v", waited)
 	}
 }
 

@@ -15,7 +15,12 @@ func main() {
 		os.Exit(code)
 	}
 	ctx := context.Background()
-	up, err := upgrader.New(upgrader.Options{Probation: -1})
+	serving := make(chan struct{}) // confirmed, too: it can be upgraded
+	up, err := upgrader.New(upgrader.Options{Probation: -1, OnEvent: func(e upgrader.Event) {
+		if e.Kind == upgrader.EventState && e.To == "serving" {
+			close(serving)
+		}
+	}})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -39,6 +44,7 @@ func main() {
 	if err := up.Ready(); err != nil {
 		log.Fatal(err)
 	}
+	<-serving
 	fmt.Println("serving", os.Getpid(), os.Getppid(), ln.Addr())
 	<-up.Done()
 }
