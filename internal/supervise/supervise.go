@@ -48,8 +48,9 @@ func (r Restart) after(code int, deliberate bool) bool {
 		return code != 0 || !deliberate
 	case Always:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // DefaultName is what supervises, in its log.
