@@ -45,6 +45,7 @@
 //	socket                 a listening socket or packet connection with a name, which can be
 //	                       handed over
 //	inherit                to receive a socket from the predecessor, by name
+//	take over              to become the successor of a process that has not started this one
 //	handover channel       one connected unix stream socket between predecessor and successor;
 //	                       its closing is how each learns of the other's death
 //	ready                  the successor says: I could serve
@@ -55,6 +56,8 @@
 //	                       and takes the service back if the successor dies
 //	confirm                the end of probation: there is no way back
 //	drain                  to finish work in flight after Done is closed
+//	standby                a successor that is ready and waits for its commit, or for the death of
+//	                       the process that serves and of all that could take its place
 //	hand a connection over to give an established, idle connection to the successor, whose Accept
 //	                       returns it
 //	hurry                  a drain is to be cut short
@@ -72,6 +75,15 @@
 //     unsets the variables.
 //   - The library never exits the process, keeps no package state and starts
 //     nothing that outlives its Upgrader, but for the successor.
+//
+// # Who starts the successor
+//
+// By default the predecessor does. A process that somebody else has started, and
+// that has the same Options.ControlSocket, takes over from the one that serves
+// there (Options.TakeOver), through the same states and with the same limits. With
+// Options.Standby it waits in Ready until a trigger promotes it, or until the
+// process that serves has died. Who has an abort to obey and does not is ended,
+// whoever has started it.
 //
 // # Service managers
 //
