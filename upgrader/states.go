@@ -81,6 +81,10 @@ func (b Bytes) StateSize() int64 { return int64(len(b)) }
 // copy, and this process closes its own when the successor has started. To hand
 // on a *State unchanged costs no memory and no time, however large it is; it must
 // not be closed as long as it is set. Bytes is a state that is at hand.
+//
+// For a standby it is written when that comes. When it is promoted it gets what
+// has changed since, if no other successor has had the states written meanwhile;
+// when this process dies it has what it was given.
 func (u *Upgrader) SetState(name string, data io.WriterTo) error {
 	if err := errors.Join(u.Err(), checkStateName(name)); err != nil {
 		return fmt.Errorf("upgrader: set state %q: %w", name, err)
