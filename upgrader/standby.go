@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strconv"
@@ -94,7 +95,11 @@ func (r *run) enlist(s *stranger) {
 	go func() {
 		n, err := r.giveStandby(s, m)
 		if err != nil {
-			r.log.Warn("standby not taken", "pid", os.Getpid(), "standby", s.pid, "err", err)
+			level := slog.LevelWarn
+			if isGone(err) { // it has gone elsewhere, or it is this process, whose turn has come
+				level = slog.LevelDebug
+			}
+			r.log.Log(context.Background(), level, "standby not taken", "pid", os.Getpid(), "standby", s.pid, "err", err)
 			s.refuse(err)
 			return
 		}

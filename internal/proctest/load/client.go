@@ -32,8 +32,8 @@ type sample struct {
 }
 
 type failure struct {
-	at   time.Time
-	kind Failure
+	start, end time.Time
+	kind       Failure
 }
 
 // examples is how many failures of each kind a client describes.
@@ -142,7 +142,7 @@ func (c *client) record(ctx context.Context, start time.Time, meant time.Duratio
 		return
 	}
 	kind := classify(err)
-	c.failures = append(c.failures, failure{end, kind})
+	c.failures = append(c.failures, failure{start, end, kind})
 	if len(c.texts[kind]) < examples {
 		c.texts[kind] = append(c.texts[kind], end.Format("15:04:05.000 ")+err.Error())
 	}

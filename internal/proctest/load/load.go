@@ -95,7 +95,8 @@ type Process struct {
 
 type span struct{ from, to time.Time }
 
-func (s span) contains(t time.Time) bool { return !t.Before(s.from) && !t.After(s.to) }
+// overlaps reports that a request was under way during s.
+func (s span) overlaps(f failure) bool { return !f.end.Before(s.from) && !f.start.After(s.to) }
 
 // Start connects the clients and returns at once. The load ends when it has
 // reached one of its bounds, at Stop, or when ctx is done. The last one
@@ -191,8 +192,9 @@ func (l *Load) Mark(t time.Time) {
 
 // Crash says that a process of the server died between from and to without a
 // chance to finish. It takes the connections that it had accepted with it,
-// and no other process can answer for them: requests that were cut off
-// meanwhile (eof, reset, truncated) are counted as Cut and not as Failed. A
+// and no other process can answer for them: requests that were under way
+// meanwhile and were cut off (eof, reset, truncated), are counted as Cut and not
+// as Failed. A client on a busy machine may notice after to. A
 // refused connection is a failure still, and so is one that timed out.
 func (l *Load) Crash(from, to time.Time) {
 	l.mu.Lock()

@@ -112,7 +112,7 @@ func (l *Load) result(k Kind, clients []*client) Result {
 			switch {
 			case f.kind == unsent:
 				r.Unsent++
-			case f.kind.cut() && l.crashed(f.at):
+			case f.kind.cut() && l.crashed(f):
 				r.Cut++
 			default:
 				r.Failed++
@@ -135,8 +135,8 @@ func (l *Load) marked(s sample) bool {
 	})
 }
 
-func (l *Load) crashed(at time.Time) bool {
-	return slices.ContainsFunc(l.crashes, func(s span) bool { return s.contains(at) })
+func (l *Load) crashed(f failure) bool {
+	return slices.ContainsFunc(l.crashes, func(s span) bool { return s.overlaps(f) })
 }
 
 // Lost says in one line for each kind of failure what was lost, with examples;
