@@ -208,6 +208,7 @@ func TestAskedWhileTheSuccessorIsNamed(t *testing.T) {
 					t.Fatal("Upgrade has answered before the manager has heard of the successor")
 				}
 				test.ask(p, s)
+				synctest.Wait() // it was heard
 				close(asked)
 				<-a.answered
 				p.wantEnd(test.end, test.err)
