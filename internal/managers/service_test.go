@@ -389,12 +389,20 @@ func killedAfterProbation(t *testing.T, s *service) {
 	s.watched(watched, 2)
 }
 
-func killedWhileOldDrains(_ *testing.T, s *service) {
+func killedWhileOldDrains(t *testing.T, s *service) {
+	killedOnce(t, s, func() {})
+}
+
+// killedOnce kills the new process while the old one drains, once what heard waits
+// for has happened.
+func killedOnce(_ *testing.T, s *service, heard func()) {
 	watched, old := s.pid(), s.PID()
 	answered := s.slow(3 * time.Second)
 	l, end := s.under()
 	s.install("app", s.build("v2"))
-	s.killedAndBack(l, s.upgraded())
+	next := s.upgraded()
+	heard()
+	s.killedAndBack(l, next)
 	answered() // by the old one, which was draining all the time
 	s.Wait(proctest.Match{Name: "the old one has drained", Is: func(e proctest.Event) bool {
 		return e.Message == "drained" && e.PID == old

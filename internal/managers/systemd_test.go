@@ -264,7 +264,10 @@ func testSystemd(t *testing.T, d *systemd, units ...string) {
 		t.Parallel()
 		s := d.open(t, "notify", "-probation 100ms", noSibling)
 		s.Wait(proctest.Reached(1, "serving"))
-		killedWhileOldDrains(t, s)
+		u := s.manager.(*unit)
+		killedOnce(t, s, func() { // see ProtectProc in docs/operations/systemd.md
+			until(t, "systemd has heard of the new process", func() bool { return u.show("StatusText") == "serving, generation 2" })
+		})
 	})
 	t.Run("activated by a connection", func(t *testing.T) {
 		t.Parallel()
