@@ -88,6 +88,17 @@ func openPIDFile(path string) (*pidfile, error) {
 	return p, nil
 }
 
+// pidfileHeld reports that a process serves with this pidfile.
+func pidfileHeld(path string) bool {
+	f, err := openRegular(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	held, err := fd.Locked(f)
+	return err == nil && held
+}
+
 // succeedPIDFile prepares the pidfile of a standby whose predecessor has died.
 // What is at path is the dead one's.
 func succeedPIDFile(path string) (*pidfile, error) {

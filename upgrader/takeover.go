@@ -40,8 +40,11 @@ const (
 // takeOver asks the process that answers the control socket for its sockets. It
 // returns nil if there is nobody to ask.
 func (u *Upgrader) takeOver() (*legacy, error) {
-	if u.options.ControlSocket == "" || u.options.TakeOver == TakeOverNever || u.sockets.has(controlName) {
-		return nil, nil // the last: a service manager has kept it, because nobody serves
+	if u.options.ControlSocket == "" || u.options.TakeOver == TakeOverNever {
+		return nil, nil
+	}
+	if u.sockets.has(controlName) && !pidfileHeld(u.options.PIDFile) {
+		return nil, nil // a service manager has kept it, and nobody serves
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*helloTimeout)
 	defer cancel()
@@ -186,7 +189,13 @@ func (u *Upgrader) accept(l *legacy) error {
 	files := l.files
 	l.files = nil
 	var errs []error
+	seen := map[string]bool{}
 	for i, m := range l.manifest.Sockets {
+		if m.Name != "" && seen[m.Name] {
+			errs = append(errs, fmt.Errorf("the manifest names %q twice", m.Name), files[i].Close())
+			continue
+		}
+		seen[m.Name] = true
 		if err := u.acceptOne(l, m, files[i]); err != nil {
 			errs = append(errs, err, files[i].Close())
 		}
@@ -217,7 +226,8 @@ func (u *Upgrader) acceptOne(l *legacy, m wire.Socket, f *os.File) error {
 			return err
 		}
 	}
-	return u.sockets.supersede(s)
+	u.sockets.supersede(s)
+	return nil
 }
 
 // special returns where a descriptor goes that is no socket.
@@ -276,18 +286,14 @@ func (s *socket) seenAt(path string) error {
 }
 
 // supersede keeps a socket that was taken over, instead of one that a service
-// manager has passed under the same name.
-func (ss *sockets) supersede(s *socket) error {
+// manager has passed under the same name, or has kept.
+func (ss *sockets) supersede(s *socket) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	if there := ss.named[s.Name]; there != nil {
-		if there.parked == nil || !there.activated {
-			return fmt.Errorf("the manifest names %q twice", s.Name)
-		}
-		_ = there.parked.Close() // it listens elsewhere, and nobody asks for it
+		_ = there.parked.Close() // this process has opened nothing yet
 	}
 	ss.named[s.Name] = s
-	return nil
 }
 
 func (ss *sockets) has(name string) bool {

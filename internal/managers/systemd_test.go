@@ -279,8 +279,39 @@ func testSystemd(t *testing.T, d *systemd, units ...string) {
 	})
 	t.Run("NotifyAccess all", func(t *testing.T) {
 		t.Parallel()
-		live(t, func(t *testing.T, flags string) *service { return d.open(t, "notify", flags, "NotifyAccess=all") }, unnamed)
+		live(t, func(t *testing.T, flags string) *service { return d.open(t, "notify", flags, "NotifyAccess=all") })
 	})
+	for _, access := range []string{"main", "all"} {
+		t.Run("old one killed on probation, NotifyAccess "+access, func(t *testing.T) {
+			t.Parallel()
+			leftAlone(t, d.open(t, "notify", "-probation 2s", "NotifyAccess="+access))
+		})
+	}
+}
+
+// leftAlone is a successor whose predecessor is killed before it has named it.
+// systemd either hears of it before it hears of that death, or starts another
+// process, which takes over from it.
+func leftAlone(t *testing.T, s *service) {
+	t.Helper()
+	s.Wait(proctest.Reached(1, "serving"))
+	u, old := s.manager.(*unit), s.PID()
+	l, end := s.under()
+	next := s.begin(s.build("v2"))
+	s.Wait(proctest.Changed(next, "on probation"))
+	now := s.Now()
+	s.crash(l, old, func() { s.After(now, proctest.Changed(next, "serving")) })
+	until(t, "systemd watches the process that serves", func() bool {
+		return u.show("ActiveState") == "active" && u.number("MainPID") == s.PID()
+	})
+	l.WaitFor(s.PID())
+	l.WaitFor(s.upgraded())
+	end()
+	if got := u.number("MainPID"); got != s.PID() {
+		t.Errorf("systemd watches process %d, the pidfile names %d", got, s.PID())
+	}
+	s.stop()
+	s.alone()
 }
 
 // diesWhileNamed is a successor that dies when it has been named, and before systemd
