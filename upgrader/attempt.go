@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/go-handover/handover/internal/wire"
@@ -371,7 +372,7 @@ func (r *run) conclude() {
 	}
 	r.judge(Verdict{Result: Upgraded, PID: a.pid, Duration: elapsed})
 	r.successor.Store(a.peer)
-	r.answerConfirmers(nil)
+	r.answerSettled()
 	if a.managed() {
 		r.manager.left(r.Generation()+1, a.pid)
 	}
@@ -379,8 +380,26 @@ func (r *run) conclude() {
 	if a.swap {
 		r.warn("no standby started", r.standByAgain())
 	}
-	a.answer(nil)
 	r.attempt = &attempt{}
+}
+
+// answerSettled gives the verdict to those who wait for it once the successor has
+// heard it: what they ask next, that process answers.
+func (r *run) answerSettled() {
+	settled := make(chan struct{})
+	r.attempt.settled = sync.OnceFunc(func() { close(settled) })
+	a, confirmers := r.attempt, r.confirmers
+	r.confirmers = nil
+	go func() {
+		select {
+		case <-settled:
+		case <-time.After(settleTimeout): // it hangs, but the service is its own
+		}
+		a.answer(nil)
+		for _, reply := range confirmers {
+			reply <- nil
+		}
+	}()
 }
 
 var errEnded = errors.New("it ended")
@@ -409,12 +428,16 @@ func (r *run) keepSockets() {
 // heirSaid is what the confirmed successor says, or its end.
 func (r *run) heirSaid(m wire.Message, ok bool) {
 	if !ok {
+		r.heir.hasSettled()
 		_ = r.heir.Close() // its end is all that was left of it
 		r.heir = nil
 		r.successor.Store(nil)
 		return
 	}
-	if m, isHurry := m.(wire.Hurry); isHurry {
+	switch m := m.(type) {
+	case wire.Serving:
+		r.heir.hasSettled()
+	case wire.Hurry:
 		if r.Generation() <= m.Generation {
 			r.hurryUp()
 		}

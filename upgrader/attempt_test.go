@@ -83,6 +83,44 @@ func TestDoneIsClosedBeforeUpgradeReturns(t *testing.T) {
 	})
 }
 
+// TestVerdictComesOnceTheSuccessorHasSettled: who has it, and asks for the status or
+// for the next upgrade, asks a process that is no longer on probation.
+func TestVerdictComesOnceTheSuccessorHasSettled(t *testing.T) {
+	for _, byOrder := range []bool{false, true} {
+		for name, settle := range map[string]func(*child){
+			"it says so":           func(s *child) { s.say(wire.Serving{}) },
+			"it ends":              func(s *child) { s.exit() },
+			"it hangs":             func(*child) { time.Sleep(settleTimeout); synctest.Wait() },
+			"it says other things": func(s *child) { s.say(wire.Hurry{}, wire.Serving{}, wire.Serving{}) },
+		} {
+			t.Run(fmt.Sprintf("%s, by order: %t", name, byOrder), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					p := newServing(t, Options{})
+					a, s := p.upgrade(PhaseProbation)
+					s.ignoreConfirm()
+					confirmed := make(<-chan error)
+					if byOrder {
+						confirmed = p.order(order{})
+					} else {
+						time.Sleep(DefaultProbation + secondLook)
+						synctest.Wait()
+					}
+					wantHears[wire.Confirm](s.farEnd)
+					p.wantEnd(draining, ErrUpgraded) // that does not wait
+					if a.isAnswered() || len(confirmed) > 0 {
+						t.Error("answered before the successor has settled")
+					}
+					settle(s)
+					a.want(nil)
+					if byOrder {
+						answered(t, confirmed, nil)
+					}
+				})
+			})
+		}
+	}
+}
+
 func TestManifestDescribesThisProcess(t *testing.T) {
 	tests := map[string]struct {
 		o    Options

@@ -44,6 +44,7 @@ type farEnd struct {
 	rights  []int  // that came with them
 	delta   string // what the file of a Delta held
 	onSend  func(wire.Message)
+	settles bool // it answers Confirm
 	endOnce sync.Once
 	once    sync.Once
 }
@@ -87,6 +88,9 @@ func (f *farEnd) Send(m wire.Message, rights ...int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.heard, f.rights = append(f.heard, m), append(f.rights, rights...)
+	if _, ok := m.(wire.Confirm); ok && f.settles {
+		f.said <- wire.Serving{}
+	}
 	if _, ok := m.(wire.Delta); ok {
 		b := make([]byte, 1000)
 		n, err := syscall.Pread(rights[0], b, 0)
@@ -169,6 +173,13 @@ func (f *farEnd) deafen() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.deaf = true
+}
+
+// ignoreConfirm makes the other process leave a Confirm to the test.
+func (f *farEnd) ignoreConfirm() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.settles = false
 }
 
 // end closes the other process's end of the channel.
@@ -434,6 +445,7 @@ func (p *process) launch(ctx context.Context) (*successor, error) {
 	defer p.launches.Unlock()
 	c := &child{p: p, pid: firstChild + len(p.children), exited: make(chan struct{})}
 	c.farEnd = newFarEnd(p, fmt.Sprintf("successor %d", 1+len(p.children)))
+	c.settles = true
 	if err := p.pidfile.name(c.pid); err != nil {
 		return nil, p.attemptError(PhaseStart, err)
 	}

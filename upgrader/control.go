@@ -23,7 +23,8 @@ const (
 	controlFrame   = 4 << 10         // the most bytes of a request
 	controlPause   = time.Second     // after an error of Accept
 	watchInterval  = time.Second     // between two statuses, if nothing happens
-	answerTimeout  = time.Second     // Wait → a client that was to be answered
+	settleTimeout  = time.Second     // confirm → the successor has heard it
+	answerTimeout  = 2 * time.Second // Wait → a client that was to be answered
 )
 
 // openControl opens the control socket, or takes it over, and serves it until
@@ -298,12 +299,8 @@ func (r *run) order(o order) {
 		r.rollBack(rollbackAsked, errOperator)
 		o.reply <- nil
 	case r.state == probation:
+		r.confirmers = append(r.confirmers, o.reply)
 		r.confirm()
-		if r.attempt.named != nil {
-			r.confirmers = append(r.confirmers, o.reply)
-			return
-		}
-		o.reply <- r.unlessConfirmed()
 	case r.state == onProbation && o.rollBack:
 		r.stop(stopRequest{failure: errOperator.Error()})
 		o.reply <- nil
@@ -315,13 +312,6 @@ func (r *run) order(o order) {
 	default:
 		o.reply <- errNoProbation
 	}
-}
-
-func (r *run) unlessConfirmed() error {
-	if r.state == draining {
-		return nil
-	}
-	return errEnded // the successor: it is rolled back next
 }
 
 // carryOut does what had to wait until the end of commit.

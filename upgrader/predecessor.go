@@ -107,6 +107,7 @@ func (r *run) told(m wire.Message, ok bool) {
 			}
 			r.answerConfirmers(nil)
 		}
+		_ = r.pred.Send(wire.Serving{}) // if it is gone, nobody waits for it
 	case wire.Draining:
 		r.elders = m.Processes
 		if r.state.committed() && !r.manager.main {

@@ -46,7 +46,7 @@ func TestSuccessorKeepsTheOrder(t *testing.T) {
 		want := []string{
 			"state: waiting", "predecessor: wire.Ready", "at ready",
 			"at commit", "state: on probation", "at open", "predecessor: wire.Serving", "at serving",
-			"state: serving",
+			"state: serving", "predecessor: wire.Serving",
 		}
 		if got := p.since(0); !slices.Equal(got, want) {
 			t.Errorf("it happened\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

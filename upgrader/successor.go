@@ -28,6 +28,8 @@ type successor struct {
 	given  []wire.Socket
 	build  string // as it said hello
 
+	settled func() // it has heard that it was confirmed, or has ended; nil: nobody waits for that
+
 	stranger *stranger // nil: this process has started it
 	waits    bool      // it was ready, and waits for its commit
 	wants    bool      // but first for what has changed in the states
@@ -61,6 +63,12 @@ func (s *successor) take() {
 	<-s.exited
 	if s.state == nil {
 		s.reap()
+	}
+}
+
+func (s *successor) hasSettled() {
+	if s.settled != nil {
+		s.settled()
 	}
 }
 

@@ -115,7 +115,8 @@ type Abort struct {
 	Reason string `json:"reason"`
 }
 
-// Serving answers Commit: the successor's gate is open.
+// Serving answers Commit: the successor's gate is open. It answers Confirm too: the
+// successor has settled.
 type Serving struct{}
 
 // Confirm ends the probation: there is no way back. Sent by a successor it asks
