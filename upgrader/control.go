@@ -264,7 +264,7 @@ func (u *Upgrader) answer(err error) wire.Answer {
 	return a
 }
 
-// order is a request to end probation.
+// order is a request to end probation, or an upgrade before that.
 type order struct {
 	rollBack bool // else confirm
 	reply    chan<- error
@@ -287,12 +287,16 @@ func (u *Upgrader) ask(o order) error {
 	return <-reply
 }
 
-// order ends probation, on whichever side this process is. For an instant at
-// commit both sides accept; what is asked of this one then waits for the answer.
+// order ends probation, on whichever side this process is, or an upgrade whose
+// successor is not ready yet. For an instant at commit both sides accept; what is
+// asked of this one then waits for the answer.
 func (r *run) order(o order) {
 	switch {
 	case r.state == upgrading && r.attempt.phase == PhaseCommit:
 		r.held = append(r.held, o)
+	case r.state == upgrading && o.rollBack && r.attempt.err == nil: // it may get ready for long
+		r.fail(errOperator)
+		o.reply <- nil
 	case r.state == probation && o.rollBack && r.attempt.named != nil:
 		o.reply <- errNoProbation // any more
 	case r.state == probation && o.rollBack:

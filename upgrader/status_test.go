@@ -3,6 +3,7 @@
 package upgrader
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -296,6 +297,43 @@ func TestOrdersEndProbation(t *testing.T) {
 			s.say(wire.Stopping{})
 			s.exit()
 			a.wantFailed(PhaseProbation)
+		})
+	})
+	t.Run("roll back, before the successor is ready", func(t *testing.T) {
+		for _, phase := range []Phase{PhaseHello, PhaseReady} {
+			bubble(t, func(t *testing.T) {
+				p := newServing(t, Options{})
+				a, s := p.upgrade(phase)
+				answered(t, p.order(order{}), errNoProbation)
+				answered(t, p.order(order{rollBack: true}), nil)
+				answered(t, p.order(order{rollBack: true}), errNoProbation) // any more
+				if got := wantHears[wire.Abort](s.farEnd).Reason; got != errOperator.Error() {
+					t.Errorf("the successor is told %q", got)
+				}
+				p.wantOpen(true)
+				s.exit()
+				a.wantFailed(phase)
+				if !errors.Is(a.err, errOperator) {
+					t.Errorf("%v, want %v", a.err, errOperator)
+				}
+				p.wantNextUpgradeWorks()
+			})
+		}
+	})
+	t.Run("roll back, before the successor is started", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p := newServing(t, Options{})
+			start := make(chan struct{})
+			p.onLaunch = func(context.Context) { <-start }
+			a := p.ask()
+			answered(t, p.order(order{rollBack: true}), nil)
+			close(start)
+			synctest.Wait()
+			wantHears[wire.Abort](p.children[0].farEnd)
+			p.children[0].exit()
+			a.wantFailed(PhaseHello)
+			p.onLaunch = nil
+			p.wantNextUpgradeWorks()
 		})
 	})
 	t.Run("confirm, asked of the successor", func(t *testing.T) {

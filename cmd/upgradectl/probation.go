@@ -14,10 +14,12 @@ import (
 func rollbackCommand(s *server) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rollback",
-		Short: "take an upgrade back, as long as it is on probation",
+		Short: "take an upgrade back, as long as it is on probation, or give it up before",
 		Long: `Rollback ends the probation of an upgrade: the old process, which still has its
 sockets open, serves again, and the new one drains. Whoever waits for the upgrade
-is told that it was rolled back (exit code 3). Without an upgrade on probation
+is told that it was rolled back (exit code 3). If the new process is not ready
+yet, the upgrade is given up: the old process serves on, the new one is ended, and
+whoever waits is told that the upgrade failed (exit code 1). Without an upgrade
 the exit code is 2, and nothing happens.`,
 		Example: `  upgradectl -socket /run/app/control rollback`,
 	}
@@ -71,7 +73,11 @@ func endsProbation(c *cobra.Command, s *server, verb string, wanted upgrader.Res
 		if a.Result != wire.ResultDone {
 			return exit(resultCode(a.Result), "%s", notDone(a))
 		}
-		con.line("%s", map[string]string{wire.VerbRollback: "rolled back", wire.VerbConfirm: "confirmed"}[verb])
+		done := map[string]string{wire.VerbRollback: "rolled back", wire.VerbConfirm: "confirmed"}[verb]
+		if self(before.Status).State == "upgrading" && a.Status.Counters.Rollbacks == before.Status.Counters.Rollbacks {
+			done = "given up" // the new process was not ready yet
+		}
+		con.line("%s", done)
 		return nil
 	}
 	return c

@@ -280,6 +280,21 @@ func TestRollbackAndConfirm(t *testing.T) {
 	}
 }
 
+func TestRollbackBeforeReady(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	old := s.PID()
+	s.Replace(proctest.Faulty(t, "hang-before-ready"))
+	upgrade := begin(t, append(s.bySocket(), "upgrade")...)
+	upgrade.until(t, regexp.MustCompile(" ready "))
+	ctl(t, s.bySocket(), "confirm").want(t, exitBusy, "no upgrade is on probation")
+	ctl(t, s.bySocket(), "rollback").want(t, exitDone, "given up")
+	upgrade.end(t).want(t, exitFailed, "failed in phase ready", "an operator asked for it")
+	if c := s.status(t).Counters; s.PID() != old || c.Failures != 1 || c.Rollbacks != 0 {
+		t.Errorf("process %d serves, want %d: %+v", s.PID(), old, c)
+	}
+}
+
 func TestNoWaitOfARealServer(t *testing.T) {
 	t.Parallel()
 	for _, server := range []func(service) []string{service.bySocket, service.byPIDFile} {
