@@ -333,6 +333,8 @@ func askAsStranger(path string) {
 	switch os.Getenv(envSays) {
 	case "serving":
 		serveTooEarly(conn)
+	case "nothing":
+		acknowledgeNothing(conn)
 	case "hello":
 		_ = conn.Send(wire.Hello{Version: wire.Version, PID: os.Getpid()})
 	default:

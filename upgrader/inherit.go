@@ -162,6 +162,8 @@ func (u *Upgrader) handshake(l *legacy) error {
 	switch m := m.(type) {
 	case wire.Abort:
 		return fmt.Errorf("%w: %s", ErrAborted, m.Reason)
+	case wire.Answer: // to a hello that it does not take
+		return fmt.Errorf("%w: %s", ErrAborted, m.Text)
 	case wire.Manifest:
 		l.manifest = m
 		if l.taken {

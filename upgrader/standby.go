@@ -108,7 +108,7 @@ func (r *run) enlist(s *stranger) {
 		case r.enlisted <- st:
 		case <-r.gone:
 			_ = n.Send(wire.Moved{}) // if it is gone, it needs not come again
-			_ = n.Close()
+			st.close()
 		}
 	}()
 }
@@ -177,12 +177,8 @@ func (r *run) relay(st *standby) {
 // standbySaid is what a standby says while it waits, or its end.
 func (r *run) standbySaid(w standbyWord) {
 	st := w.from
-	if r.attempt.successor == st.successor { // it was promoted while this was under way
-		r.heard(w.m, w.m != nil)
-		return
-	}
 	if !slices.Contains(r.standbys, st) {
-		return // it was sent away
+		return // it was sent away, or promoted: its end is heard there
 	}
 	switch m := w.m.(type) {
 	case wire.Ready:
@@ -190,6 +186,9 @@ func (r *run) standbySaid(w standbyWord) {
 		r.log.Info("standby is ready", "pid", os.Getpid(), "standby", st.pid)
 	case wire.Progress:
 		r.log.Debug("standby", "pid", os.Getpid(), "standby", st.pid, "text", m.Text)
+	case wire.Failed:
+		r.log.Warn("standby is gone", "pid", os.Getpid(), "standby", st.pid, "err", m.Text)
+		r.dropStandby(st)
 	default:
 		r.log.Info("standby is gone", "pid", os.Getpid(), "standby", st.pid)
 		r.dropStandby(st)
@@ -198,8 +197,16 @@ func (r *run) standbySaid(w standbyWord) {
 
 func (r *run) dropStandby(st *standby) {
 	r.standbys = slices.DeleteFunc(r.standbys, func(other *standby) bool { return other == st })
+	st.close()
+}
+
+// close ends what this process knows of a standby that is not promoted.
+func (st *standby) close() {
 	st.ignore()
 	_ = st.Close() // nothing more is said
+	if st.stranger.pidfd != nil {
+		_ = st.stranger.pidfd.Close() // nobody waits for its end
+	}
 }
 
 // sendAway tells a standby where to go.
@@ -278,8 +285,7 @@ func (u *Upgrader) promoted(st *standby, m wire.Locks) (*successor, error) {
 	<-st.relayed
 	if err := u.sendLocks(st, m); err != nil {
 		_ = st.Send(wire.Abort{Reason: err.Error()}) // if it is gone, nobody asks
-		st.ignore()
-		_ = st.Close() // the same
+		st.close()
 		return nil, u.strangerError(PhasePrepare, st.pid, err)
 	}
 	u.reach("started")

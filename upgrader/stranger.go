@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
@@ -22,6 +23,7 @@ type stranger struct {
 	hello   wire.Hello
 	pid     int      // as it is known here; that of another pid namespace is not
 	written int      // which writing of the states it has got
+	given   bool     // it has been sent descriptors
 	pidfd   *os.File // nil: not known, its channel tells of its end
 }
 
@@ -52,6 +54,25 @@ func (s *stranger) close() {
 	if s.pidfd != nil {
 		_ = s.pidfd.Close() // nothing was written
 	}
+}
+
+// expel is refuse for a process that may hold the lock and the pidfile by now:
+// while it does, no standby can serve. New lets go of them before it closes its
+// channel. A process that keeps that open hangs, and is ended.
+func (s *stranger) expel(why error) {
+	if !s.given {
+		s.refuse(why)
+		return
+	}
+	_ = s.conn.Send(wire.Abort{Reason: why.Error()}) // if it is gone, nobody asks
+	_ = s.channel.CloseWrite()                       // the same
+	go func() {
+		defer s.close()
+		_ = s.channel.SetReadDeadline(time.Now().Add(helloTimeout)) // Copy says so if it is closed
+		if _, err := io.Copy(io.Discard, s.channel); err != nil && !isGone(err) {
+			_ = s.signal(os.Kill) // it may have ended at this instant
+		}
+	}()
 }
 
 // joined is a process that has come for the sockets.
@@ -91,7 +112,7 @@ func (u *Upgrader) takenBy(ctx context.Context, s *stranger, m wire.Manifest) (*
 		err = errEnded
 	}
 	if err != nil {
-		s.refuse(err)
+		s.expel(err)
 		return nil, u.strangerError(PhaseHello, s.pid, err)
 	}
 	return u.followStranger(s, given), nil
@@ -140,8 +161,6 @@ func (u *Upgrader) give(ctx context.Context, s *stranger, m wire.Manifest, more 
 	if s.hello.Standby {
 		meta, files = withoutTurn(meta, files)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.channel.SetReadDeadline(aLongTimeAgo) })
-	defer stop()
 	m.Sockets = meta
 	if err := s.conn.Send(m); err != nil {
 		return nil, err
@@ -161,14 +180,12 @@ func (s *stranger) carry(ctx context.Context, files []*os.File) error {
 		if err != nil {
 			return err
 		}
+		s.given = true
 		if err := s.conn.Send(wire.Descriptors{Count: len(batch)}, numbers...); err != nil {
 			return err
 		}
 		sent += len(batch)
-		if err := s.acknowledge(sent); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
+		if err := s.acknowledge(ctx, sent); err != nil {
 			return err
 		}
 	}
@@ -192,14 +209,18 @@ func numbersOf(files []*os.File) ([]int, error) {
 }
 
 // acknowledge waits until the stranger has said that so many descriptors have
-// arrived.
-func (s *stranger) acknowledge(sent int) error {
+// arrived. The end of ctx ends that.
+func (s *stranger) acknowledge(ctx context.Context, sent int) error {
 	if err := s.channel.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = s.channel.SetReadDeadline(aLongTimeAgo) })
+	defer stop()
 	m, files, err := s.conn.Receive()
 	closeAll(files)
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("%w: it did not acknowledge %d descriptors in %v", ErrTimeout, sent, helloTimeout)
 	case err != nil:
@@ -211,6 +232,9 @@ func (s *stranger) acknowledge(sent int) error {
 	case wire.Received:
 		if m.Count != sent {
 			return fmt.Errorf("it has received %d of %d descriptors", m.Count, sent)
+		}
+		if !stop() { // too late for the deadline
+			return context.Cause(ctx)
 		}
 		return s.channel.SetReadDeadline(time.Time{})
 	default:
@@ -227,7 +251,7 @@ func (u *Upgrader) followStranger(s *stranger, given []wire.Socket) *successor {
 	}
 	go func() {
 		if s.pidfd != nil {
-			_ = fd.WaitProcess(s.pidfd) // it does not fail
+			_ = fd.AwaitEnd(s.pidfd) // it fails if nobody wants to know any more
 			defer s.pidfd.Close()
 		} else {
 			<-n.ended

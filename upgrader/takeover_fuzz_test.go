@@ -3,6 +3,7 @@
 package upgrader
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -133,7 +134,7 @@ func FuzzSuccessor(f *testing.F) {
 		before := openFDs(t)
 		c := says(t, data, at, int(min(rights, wire.MaxRights)))
 		s := &stranger{channel: c, conn: wire.NewConn(c)}
-		err := s.acknowledge(2)
+		err := s.acknowledge(context.Background(), 2)
 		if err == nil && !strings.Contains(string(data), `"received"`) {
 			t.Errorf("%q acknowledges", data)
 		}

@@ -345,6 +345,110 @@ func TestLiarIsEnded(t *testing.T) {
 	}
 }
 
+// TestHungLiarIsEnded: one that has descriptors and says nothing is killed once it
+// was given up: it holds the lock for which the standbys wait, and if the process
+// that serves dies then, one of them does.
+func TestHungLiarIsEnded(t *testing.T) {
+	t.Parallel()
+	s := withStandbys(t).start()
+	old, st, from := s.pidfile(), s.standBy(), s.mark()
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), envStranger+"="+s.config.Control, envSays+"=nothing")
+	must(t, cmd.Start())
+	s.waitAfter(from, "given up", func(r record) bool { return strings.Contains(r.str("err"), "did not acknowledge") })
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the liar has ended with %v, want that it was killed", err)
+	}
+	s.serves(old, 1)
+	s.signal(old, syscall.SIGKILL)
+	s.waitAfter(from, "the standby", moved(st.Process.Pid, "serving"))
+}
+
+// acknowledgeNothing takes the first descriptors, and hangs.
+func acknowledgeNothing(c *wire.Conn) {
+	_ = c.Send(wire.Hello{Version: wire.Version, PID: os.Getpid()})
+	for range 2 {
+		if m, files, err := c.Receive(); err != nil {
+			fmt.Println(m, len(files), err)
+			return
+		}
+	}
+	select {}
+}
+
+// TestStandbysThatComeAndGo cost nothing, although their process lives on.
+func TestStandbysThatComeAndGo(t *testing.T) {
+	control := filepath.Join(privateDir(t), "control")
+	u, err := New(Options{ControlSocket: control})
+	must(t, err)
+	defer u.Stop()
+	must(t, u.Ready())
+	come := func() {
+		t.Helper()
+		c, err := net.Dial("unix", control)
+		must(t, err)
+		l := lieOver(t, c)
+		must(t, l.Send(wire.Hello{Version: wire.Version, PID: os.Getpid(), Standby: true}))
+		m := l.next().(wire.Manifest)
+		l.next()
+		must(t, l.Send(wire.Received{Count: len(m.Sockets)}))
+		until(t, func() bool { return len(u.Status().Processes) == 2 })
+		_ = c.Close()
+		until(t, func() bool { return len(u.Status().Processes) == 1 })
+	}
+	come()
+	before, threads := openFDs(t), taskCount(t)
+	for range 50 {
+		come()
+	}
+	wantNoMoreFDs(t, before)
+	if got := taskCount(t); got > threads+25 {
+		t.Errorf("%d threads more", got-threads)
+	}
+}
+
+// until waits until is says so.
+func until(t *testing.T, is func() bool) {
+	t.Helper()
+	for limit := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("it does not come")
+		}
+	}
+}
+
+func taskCount(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/task")
+	must(t, err)
+	return len(entries)
+}
+
+// TestRefusalIsUnderstood: what the control socket answers to a hello that it does
+// not take is what New says.
+func TestRefusalIsUnderstood(t *testing.T) {
+	control := filepath.Join(privateDir(t), "control")
+	ln, err := net.Listen("unix", control)
+	must(t, err)
+	defer ln.Close()
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		l := lieOver(t, c)
+		l.next()
+		_ = l.Send(wire.Answer{Result: wire.ResultRefused, Text: "it speaks version 2"})
+	}()
+	_, err = New(Options{ControlSocket: control})
+	if !errors.Is(err, ErrAborted) {
+		t.Errorf("%v, want ErrAborted", err)
+	}
+	wantText(t, err, "it speaks version 2")
+}
+
 // serveTooEarly takes all that it gets, and says that it serves.
 func serveTooEarly(c *wire.Conn) {
 	_ = c.Send(wire.Hello{Version: wire.Version, PID: os.Getpid()})

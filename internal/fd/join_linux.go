@@ -12,7 +12,7 @@ import (
 
 // PeerProcess returns a pidfd of the process that connected c, the caller's, or
 // nil if this kernel cannot tell: SO_PEERPIDFD (Linux 6.5) or, if that process
-// has a pid in this pid namespace, pidfd_open(2) (5.3).
+// has a pid in this pid namespace, pidfd_open(2) (5.3). AwaitEnd waits for it.
 func PeerProcess(c *net.UnixConn) *os.File {
 	rc, err := c.SyscallConn()
 	if err != nil {
@@ -20,14 +20,17 @@ func PeerProcess(c *net.UnixConn) *os.File {
 	}
 	n, sockErr := -1, error(nil)
 	err = rc.Control(func(fd uintptr) { n, sockErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD) })
-	if err == nil && sockErr == nil {
-		return os.NewFile(uintptr(n), "pidfd") // close-on-exec, as all pidfds are
+	if err != nil || sockErr != nil { // what there is now may be another process of that pid
+		pid, err := PeerPID(c)
+		if err != nil || pid <= 0 {
+			return nil
+		}
+		if n, err = unix.PidfdOpen(pid, 0); err != nil {
+			return nil
+		}
 	}
-	pid, err := PeerPID(c)
-	if err != nil || pid <= 0 {
-		return nil
-	}
-	return openProcess(pid)
+	_ = unix.SetNonblock(n, true)          // so that os.NewFile gives it to the poller: it does not fail
+	return os.NewFile(uintptr(n), "pidfd") // close-on-exec, as all pidfds are
 }
 
 // ThisProcess returns a pidfd of this process, the caller's, nil if the kernel

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTurnPassesToOneWhoWaits(t *testing.T) {
@@ -87,6 +89,75 @@ func TestPeerProcessIsWhoConnected(t *testing.T) {
 	if b, err := AttributesOf(peer); err != nil || a.Ino != b.Ino {
 		t.Errorf("the peer is process %d, %v; this one is %d", b.Ino, err, a.Ino)
 	}
+}
+
+// TestAwaitEnd: of a peer that ends, and until its pidfd is closed. No thread waits.
+func TestAwaitEnd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	before, n := threads(t), 50
+	results := make(chan error, n)
+	mine := make([]*os.File, n)
+	for i := range mine {
+		client, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		c, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if mine[i] = PeerProcess(c.(*net.UnixConn)); mine[i] == nil {
+			t.Fatal("no pidfd")
+		}
+		go func() { results <- AwaitEnd(mine[i]) }()
+	}
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.PidfdOpen(cmd.Process.Pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := os.NewFile(uintptr(number), "pidfd")
+	defer other.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- AwaitEnd(other) }()
+	if err := SignalProcess(other, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("of a process that was killed: %v", err)
+	}
+	_ = cmd.Wait()
+	if got := threads(t); got > before+n/2 {
+		t.Errorf("%d threads wait for %d processes", got-before, n)
+	}
+	if len(results) > 0 {
+		t.Errorf("this process has ended: %v", <-results)
+	}
+	for _, f := range mine {
+		_ = f.Close()
+		if err := <-results; err == nil {
+			t.Fatal("a pidfd that was closed: this process has ended")
+		}
+	}
+}
+
+func threads(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 func TestSignalProcessEndsIt(t *testing.T) {

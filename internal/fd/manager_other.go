@@ -24,6 +24,9 @@ func Started(pidfd *int, _ bool) *syscall.SysProcAttr {
 // CanPollProcesses is false: there are no pidfds here.
 func CanPollProcesses() bool { return false }
 
+// AwaitEnd returns errors.ErrUnsupported.
+func AwaitEnd(*os.File) error { return errors.ErrUnsupported }
+
 // WaitProcess returns errors.ErrUnsupported.
 func WaitProcess(*os.File) error { return errors.ErrUnsupported }
 

@@ -52,6 +52,22 @@ func WaitProcess(pidfd *os.File) error {
 	return err
 }
 
+// AwaitEnd is WaitProcess for a pidfd of PeerProcess: no thread waits meanwhile,
+// and to close the file ends the wait, with an error.
+func AwaitEnd(pidfd *os.File) error {
+	rc, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var pollErr error
+	err = rc.Read(func(fd uintptr) bool {
+		var ready bool
+		ready, pollErr = pollNumber(fd, unix.POLLIN, 0)
+		return ready || pollErr != nil
+	})
+	return errors.Join(err, pollErr)
+}
+
 // HasEnded reports that the process pid, of a pidfd, has. A pidfd that is closed is
 // one whose owner has waited for that. A process of several threads shows as a
 // zombie in /proc before its pidfd tells: who looks there takes it for dead.
@@ -78,20 +94,22 @@ func poll(f *os.File, events int16, limit time.Duration) (ready bool, err error)
 	if err != nil {
 		return false, err
 	}
-	var n int
 	var pollErr error
+	err = rc.Control(func(fd uintptr) { ready, pollErr = pollNumber(fd, events, limit) })
+	return ready, errors.Join(err, pollErr)
+}
+
+func pollNumber(fd uintptr, events int16, limit time.Duration) (ready bool, err error) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
 	until := time.Now().Add(limit)
-	err = rc.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-		for {
-			left := -1
-			if limit >= 0 {
-				left = int(max(time.Until(until), 0).Milliseconds())
-			}
-			if n, pollErr = unix.Poll(fds, left); !errors.Is(pollErr, unix.EINTR) {
-				return
-			}
+	for {
+		left := -1
+		if limit >= 0 {
+			left = int(max(time.Until(until), 0).Milliseconds())
 		}
-	})
-	return n > 0, errors.Join(err, os.NewSyscallError("poll", pollErr))
+		n, err := unix.Poll(fds, left)
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0, os.NewSyscallError("poll", err)
+		}
+	}
 }
