@@ -135,6 +135,82 @@ func TestDeltaOfWhatHasWrittenTheState(t *testing.T) {
 	})
 }
 
+// journal is a state that grows.
+type journal struct{ text, since string }
+
+func (j *journal) add(text string) { j.text, j.since = j.text+text, j.since+text }
+
+func (j *journal) WriteTo(w io.Writer) (int64, error) {
+	j.since = ""
+	n, err := io.WriteString(w, j.text)
+	return int64(n), err
+}
+
+func (j *journal) WriteDelta(w io.Writer) error {
+	_, err := io.WriteString(w, j.since)
+	return err
+}
+
+// TestDeltaIsSinceTheSuccessorsOwnState: a standby that comes while a successor
+// gets ready gets its states after that, and not in between.
+func TestDeltaIsSinceTheSuccessorsOwnState(t *testing.T) {
+	for _, succeeds := range []bool{true, false} {
+		bubble(t, func(t *testing.T) {
+			p := newServing(t, Options{})
+			j := &journal{text: "a"}
+			must(t, p.SetState("s", j))
+			written := func(ctx context.Context) string {
+				_, files, _, err := p.writeStates(ctx)
+				must(t, err)
+				defer closeAll(files)
+				b := make([]byte, 10)
+				n, _ := files[0].ReadAt(b, 0)
+				return string(b[:n])
+			}
+			base := ""
+			p.onLaunch = func(ctx context.Context) { base = written(ctx) }
+			a, c := p.upgrade(PhaseReady)
+			j.add("b")
+			standby := make(chan string, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() { standby <- written(ctx) }()
+			synctest.Wait()
+			j.add("c")
+			if !succeeds {
+				c.exit()
+				a.wantFailed(PhaseReady)
+				synctest.Wait()
+				if got := <-standby; got != "abc" {
+					t.Errorf("the standby has %q, want abc", got)
+				}
+				if p.states.takeIfFree(t.Context(), 2) {
+					t.Error("the states are another process's, and were taken")
+				}
+				cancel()
+				synctest.Wait()
+				if p.states.takeIfFree(t.Context(), 1) {
+					t.Error("the difference since an earlier writing could be told")
+				}
+				return
+			}
+			c.say(wire.Ready{Deltas: true})
+			wantHears[wire.Delta](c.farEnd)
+			if got := base + c.delta; got != "abc" {
+				t.Errorf("the successor has %q, want abc", got)
+			}
+			if len(standby) > 0 {
+				t.Error("the standby has its states before the attempt is over")
+			}
+			c.say(wire.Ready{}, wire.Serving{})
+			p.order(order{})
+			a.want(nil)
+			synctest.Wait()
+			<-standby
+		})
+	}
+}
+
 // TestDeltaThatCannotBeWritten: the attempt fails, the old process serves on,
 // and the next upgrade works.
 func TestDeltaThatCannotBeWritten(t *testing.T) {

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/go-handover/handover/internal/wire"
 )
 
 // newAlone returns an Upgrader without a predecessor, not ready yet. It stops
@@ -52,11 +54,18 @@ func (ss *sockets) end() {
 	}
 }
 
+// bequestOf is what an attempt gives its successor. The attempt ends with it.
+func bequestOf(u *Upgrader) ([]wire.Socket, []*os.File, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	return u.bequest(ctx)
+}
+
 // heirOf returns the Upgrader of a process that has inherited all that u
 // holds, as if u had executed it.
 func heirOf(t testing.TB, u *Upgrader, o Options) *Upgrader {
 	t.Helper()
-	meta, files, err := u.bequest(context.Background())
+	meta, files, err := bequestOf(u)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,14 +141,7 @@ func (u *Upgrader) handshake(l *legacy) error {
 	u.reach("hello")
 	// If this fails the predecessor is gone, or has said why it gives up.
 	_ = l.conn.Send(u.hello(l.again))
-	if err := l.channel.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
-		return err
-	}
-	m, files, err := l.conn.Receive()
-	closeAll(files)
-	if err := errors.Join(l.channel.SetReadDeadline(time.Time{})); err != nil {
-		return err
-	}
+	m, err := u.firstWord(l)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("%w: %s sent no manifest in %v: %w", ErrAborted, l.who(), helloTimeout, ErrTimeout)
@@ -164,6 +157,8 @@ func (u *Upgrader) handshake(l *legacy) error {
 		return fmt.Errorf("%w: %s", ErrAborted, m.Reason)
 	case wire.Answer: // to a hello that it does not take
 		return fmt.Errorf("%w: %s", ErrAborted, m.Text)
+	case wire.Moved:
+		return errDied
 	case wire.Manifest:
 		l.manifest = m
 		if l.taken {
@@ -174,6 +169,23 @@ func (u *Upgrader) handshake(l *legacy) error {
 		return u.check(m, l.generation)
 	default:
 		return fmt.Errorf("%s sent a %T, want a manifest", l.who(), m)
+	}
+}
+
+// firstWord returns the answer to hello. It takes as long as the predecessor says
+// that it is at it: its states may be large, or be another process's for now.
+func (u *Upgrader) firstWord(l *legacy) (wire.Message, error) {
+	for {
+		if err := l.channel.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
+			return nil, err
+		}
+		m, files, err := l.conn.Receive()
+		closeAll(files)
+		p, working := m.(wire.Progress)
+		if err != nil || !working {
+			return m, errors.Join(err, l.channel.SetReadDeadline(time.Time{}))
+		}
+		u.log.Info("waiting for the predecessor", "pid", os.Getpid(), "predecessor", l.pid, "text", p.Text)
 	}
 }
 

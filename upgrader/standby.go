@@ -80,15 +80,12 @@ func (u *Upgrader) openTurn(l *legacy) error {
 
 // enlist gives a standby all that it needs, beside the loop.
 func (r *run) enlist(s *stranger) {
-	err := error(nil)
-	switch {
-	case !r.state.committed():
-		err = errNotServing
-	case len(r.standbys) >= maxStandbys:
-		err = fmt.Errorf("%d processes stand by already", maxStandbys)
+	if len(r.standbys) >= maxStandbys {
+		go s.refuse(fmt.Errorf("%d processes stand by already", maxStandbys))
+		return
 	}
-	if err != nil {
-		go s.refuse(err)
+	if !r.state.committed() {
+		go s.sendOn()
 		return
 	}
 	m := r.manifest(nil, r.counters)
@@ -112,8 +109,6 @@ func (r *run) enlist(s *stranger) {
 		}
 	}()
 }
-
-var errNotServing = errors.New("this process does not serve any more")
 
 func (u *Upgrader) giveStandby(s *stranger, m wire.Manifest) (*successor, error) {
 	turn, err := u.sockets.file(turnName)
@@ -274,13 +269,13 @@ func (r *run) promote(st *standby, req request) {
 	close(st.promoted)
 	req.stranger = st.stranger
 	locks := wire.Locks{Turn: true, Generation: r.Generation() + 1, Counters: r.counters}
-	req.carrier = func(context.Context) (*successor, error) { return r.promoted(st, locks) }
+	req.carrier = func(ctx context.Context) (*successor, error) { return r.promoted(ctx, st, locks) }
 	r.upgrade(req)
 }
 
 // promoted gives the standby what only the committed process holds. It was
 // ready long ago.
-func (u *Upgrader) promoted(st *standby, m wire.Locks) (*successor, error) {
+func (u *Upgrader) promoted(ctx context.Context, st *standby, m wire.Locks) (*successor, error) {
 	u.reach("prepare")
 	<-st.relayed
 	if err := u.sendLocks(st, m); err != nil {
@@ -290,7 +285,7 @@ func (u *Upgrader) promoted(st *standby, m wire.Locks) (*successor, error) {
 	}
 	u.reach("started")
 	st.waits = true
-	st.wants = st.deltas && st.stranger.written == u.states.latest()
+	st.wants = st.deltas && u.states.takeIfFree(ctx, st.stranger.written)
 	return st.successor, nil
 }
 
@@ -415,7 +410,7 @@ func (r *run) attachAgain() {
 	result := make(chan attachment, 1)
 	r.attached, r.detach = result, cancel
 	go func() {
-		l, err := r.attachUnless(ctx, true, again)
+		l, err := r.attachUnless(ctx, 0, true, again)
 		result <- attachment{l, err}
 	}()
 }

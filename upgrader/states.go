@@ -41,11 +41,13 @@ type states struct {
 	deltas map[string]deltaWriter              // of the attempt that is under way
 	apply  map[string]func(delta []byte) error // see OnStateDelta
 	busy   chan struct{}                       // has room for one: callbacks run one at a time
+	taken  chan struct{}                       // the same: whose difference is told, see take
 }
 
 func newStates() states {
 	return states{
-		kept: map[string]io.WriterTo{}, apply: map[string]func([]byte) error{}, busy: make(chan struct{}, 1),
+		kept: map[string]io.WriterTo{}, apply: map[string]func([]byte) error{},
+		busy: make(chan struct{}, 1), taken: make(chan struct{}, 1),
 	}
 }
 
@@ -240,9 +242,13 @@ func (u *Upgrader) bequest(ctx context.Context) (meta []wire.Socket, files []*os
 	return append(meta, states...), append(files, memory...), nil
 }
 
-// writeStates calls the callbacks of SetState. written is a number for what they
-// write: a difference is from the latest on.
+// writeStates calls the callbacks of SetState, once nobody else has the states. They
+// are the caller's until ctx ends. written is a number for what they write: a
+// difference is from the latest on.
 func (u *Upgrader) writeStates(ctx context.Context) (meta []wire.Socket, files []*os.File, written int, err error) {
+	if err := u.states.take(ctx); err != nil {
+		return nil, nil, 0, err
+	}
 	limit := u.options.ReadyTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the states were not written in %v: %w", limit, ErrTimeout))
 	defer cancel()
@@ -259,6 +265,31 @@ func (u *Upgrader) writeStates(ctx context.Context) (meta []wire.Socket, files [
 		meta = append(meta, wire.Socket{Name: statePrefix + name, Kind: kindFile, State: &s})
 	}
 	return meta, files, written, nil
+}
+
+// take waits until nobody has the states, and has them until ctx ends. What has
+// changed in a state is what has changed since it was written last: a standby that
+// comes while a successor gets ready must not have it written in between.
+func (ss *states) take(ctx context.Context) error {
+	select {
+	case ss.taken <- struct{}{}:
+		context.AfterFunc(ctx, func() { <-ss.taken })
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// takeIfFree is take for one that has been given its states before, and does not
+// wait: it reports whether the difference can be told.
+func (ss *states) takeIfFree(ctx context.Context, written int) bool {
+	select {
+	case ss.taken <- struct{}{}:
+		context.AfterFunc(ctx, func() { <-ss.taken })
+		return ss.latest() == written
+	default:
+		return false
+	}
 }
 
 // begin returns the states of an attempt. What tells the difference later is

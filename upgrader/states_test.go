@@ -139,7 +139,7 @@ func TestStateIsHandedOnWithoutACopy(t *testing.T) {
 		t.Errorf("its checksum was %08x and is %08x", s.sum, again.sum)
 	}
 	must(t, s.Close())
-	_, _, err = second.bequest(t.Context())
+	_, _, err = bequestOf(second)
 	wantText(t, err, `state "renamed": the State was closed`)
 	wantIs(t, err, os.ErrClosed)
 }
@@ -236,7 +236,7 @@ func TestStateThatCannotBeWritten(t *testing.T) {
 			must(t, u.SetState("before", Bytes("b")))
 			must(t, u.SetState("cache", tt.data))
 			before := openFDs(t)
-			meta, files, err := u.bequest(t.Context())
+			meta, files, err := bequestOf(u)
 			if meta != nil || files != nil {
 				t.Errorf("%v, %v", meta, files)
 			}
@@ -260,7 +260,7 @@ func TestErrorOfAWriteIsNotLost(t *testing.T) {
 		}
 		return nil
 	}, 1}))
-	_, _, err := u.bequest(t.Context())
+	_, _, err := bequestOf(u)
 	wantText(t, err, "it writes more than the 1 bytes")
 }
 

@@ -49,6 +49,12 @@ func (s *stranger) refuse(why error) {
 	s.close()
 }
 
+// sendOn sends a process to who serves now.
+func (s *stranger) sendOn() {
+	_ = s.conn.Send(wire.Moved{}) // if it is gone, nobody asks
+	s.close()
+}
+
 func (s *stranger) close() {
 	_ = s.conn.Close() // nothing more is said
 	if s.pidfd != nil {
@@ -139,7 +145,10 @@ func (u *Upgrader) give(ctx context.Context, s *stranger, m wire.Manifest, more 
 	var states []wire.Socket
 	var memory []*os.File
 	if !s.hello.Again {
-		if states, memory, s.written, err = u.writeStates(ctx); err != nil {
+		s.meanwhile("the states are being written, or an upgrade is under way", func() {
+			states, memory, err = u.statesFor(ctx, s)
+		})
+		if err != nil {
 			return nil, err
 		}
 		defer closeAll(memory)
@@ -169,6 +178,41 @@ func (u *Upgrader) give(ctx context.Context, s *stranger, m wire.Manifest, more 
 		return nil, err
 	}
 	return given, nil
+}
+
+// statesFor writes the states for a process that has come. A successor has them until
+// ctx, that of its attempt, ends; a standby does not need them any more.
+func (u *Upgrader) statesFor(ctx context.Context, s *stranger) (meta []wire.Socket, memory []*os.File, err error) {
+	if s.hello.Standby {
+		c, cancel := context.WithCancel(ctx)
+		defer cancel()
+		ctx = c
+	}
+	meta, memory, s.written, err = u.writeStates(ctx)
+	return meta, memory, err
+}
+
+// workingInterval is how often a process that waits for its manifest is told that
+// it has not been forgotten.
+const workingInterval = helloTimeout / 4
+
+// meanwhile tells it so as long as do lasts.
+func (s *stranger) meanwhile(text string, do func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-time.After(workingInterval):
+				_ = s.conn.Send(wire.Progress{Text: text}) // if it is gone, the manifest's Send says so
+			case <-done:
+				return
+			}
+		}
+	}()
+	do()
+	close(done)
+	<-ended
 }
 
 // carry sends the descriptors, so many at a time that no limit of the kernel is

@@ -46,10 +46,8 @@ func (u *Upgrader) takeOver() (*legacy, error) {
 	if u.sockets.has(controlName) && !pidfileHeld(u.options.PIDFile) {
 		return nil, nil // a service manager has kept it, and nobody serves
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*helloTimeout)
-	defer cancel()
 	// One that dies now still has its sockets and its pidfile for an instant.
-	l, err := u.attachUnless(ctx, false, func(err error) bool { return errors.Is(err, errDied) })
+	l, err := u.attachUnless(context.Background(), 2*helloTimeout, false, func(err error) bool { return errors.Is(err, errDied) })
 	switch {
 	case err == nil:
 		return l, u.accept(l)
@@ -63,14 +61,15 @@ func (u *Upgrader) takeOver() (*legacy, error) {
 const againTimeout = 100 * time.Millisecond
 
 // errDied: the next one who serves may be found, or nobody.
-var errDied = fmt.Errorf("%w: who answered has died", ErrNoPredecessor)
+var errDied = fmt.Errorf("%w: who answered has died, or serves no more", ErrNoPredecessor)
 
 // attachUnless tries until it succeeds, or fails with an error after which the
-// next try will not do better, or ctx ends.
-func (u *Upgrader) attachUnless(ctx context.Context, again bool, next func(error) bool) (*legacy, error) {
-	for {
+// next try will not do better, or ctx ends. After limit it begins no other try; 0:
+// there is none.
+func (u *Upgrader) attachUnless(ctx context.Context, limit time.Duration, again bool, next func(error) bool) (*legacy, error) {
+	for begun := time.Now(); ; {
 		l, err := u.attach(ctx, again)
-		if err == nil || !next(err) {
+		if err == nil || !next(err) || limit > 0 && time.Since(begun) > limit {
 			return l, err
 		}
 		select {
@@ -88,7 +87,7 @@ func (u *Upgrader) attach(ctx context.Context, again bool) (*legacy, error) {
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(aLongTimeAgo) })
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // whatever is waited for fails
 	defer stop()
 	l := &legacy{channel: c, conn: wire.NewConn(c), taken: true, again: again}
 	err = u.handshake(l)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -425,6 +426,34 @@ func taskCount(t *testing.T) int {
 	must(t, err)
 	return len(entries)
 }
+
+// TestStateThatTakesLong: who takes over waits as long as it is told that it is
+// being written, and no longer.
+func TestStateThatTakesLong(t *testing.T) {
+	t.Parallel()
+	control := filepath.Join(privateDir(t), "control")
+	u, err := New(Options{ControlSocket: control, Probation: -1})
+	must(t, err)
+	must(t, u.SetState("s", writerFunc(func(w io.Writer) error {
+		time.Sleep(helloTimeout + workingInterval)
+		return text("late")(w)
+	})))
+	must(t, u.Ready())
+	lines := make(chan string, 1000)
+	heir, err := New(Options{ControlSocket: control, Logger: slog.New(slog.NewTextHandler(lineWriter(lines), nil))})
+	must(t, err)
+	wantState(t, heir, "s", "late")
+	must(t, heir.Ready())
+	<-u.Done() // else it would end the process of its successor, which is this one
+	heir.Stop()
+	if line := <-lines; !strings.Contains(line, "the states are being written") {
+		t.Errorf("it does not say what it waits for, but %q", line)
+	}
+}
+
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) { w <- string(p); return len(p), nil }
 
 // TestRefusalIsUnderstood: what the control socket answers to a hello that it does
 // not take is what New says.
