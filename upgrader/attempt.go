@@ -29,6 +29,7 @@ type attempt struct {
 	canceled <-chan struct{}     // the caller's ctx, until commit
 	checked  <-chan error        // Options.Check's answer
 	deltas   <-chan deltas       // what has changed in the states
+	told     bool                // that was asked for
 	timeIsUp bool                // probation is over but for that answer
 	named    <-chan bool         // what the manager did with the successor's name; nil: it was not told
 	limit    <-chan time.Time    // of the current phase

@@ -356,7 +356,7 @@ func newProcess(t *testing.T, o Options, prepare func(*process)) *process {
 	p.executable = executable{file: "/srv/app"}
 	p.gate = newGate(false, func(time.Time) error { return nil })
 	p.sockets.put(&socket{Socket: wire.Socket{Name: "main", Kind: kindListener}, gate: p.gate}, nil)
-	p.r = &run{Upgrader: p.Upgrader, attempt: &attempt{}, carrier: p.launch}
+	p.r = &run{Upgrader: p.Upgrader, attempt: &attempt{}, carrier: p.launch, parting: wire.Moved{}}
 	prepare(p)
 	if p.predecessor == nil {
 		close(p.alone)

@@ -69,7 +69,10 @@ func (r *run) successorReady(m wire.Ready) {
 	case !m.Deltas:
 		r.commit()
 	case !r.expects(PhaseReady, m):
+	case a.told:
+		r.giveBack(errors.New("it asked again what has changed"))
 	default:
+		a.told = true
 		r.reach("deltas")
 		a.extend(deltaTimeout)
 		a.deltas = r.writeDeltas(a.work)

@@ -95,7 +95,7 @@ func (r *run) told(m wire.Message, ok bool) {
 	}
 	switch m := m.(type) {
 	case wire.Commit:
-		if r.state == waiting {
+		if r.state == waiting && !r.standsBy() { // it would have been given the locks before
 			r.commitSelf()
 		}
 	case wire.Confirm:
@@ -160,7 +160,7 @@ func (r *run) predecessorEnded() {
 		r.attachAgain() // it may have been replaced
 		return
 	}
-	close(r.alone)
+	r.beAlone()
 	switch {
 	case broken != nil && !r.state.final() && !r.state.committed():
 		r.abort(broken.Error())
@@ -233,6 +233,10 @@ func (r *run) giveUp(e event, why error) {
 		_ = r.pred.Close() // what was said before is still read
 	}
 	r.lookNoMore()
+	r.waitNoMore()
+	if !r.pred.alive() { // a standby looks for it
+		r.beAlone()
+	}
 	r.leave(e, why)
 }
 

@@ -36,9 +36,14 @@ type run struct {
 
 	standbys []*standby         // the next first
 	turn     *os.File           // this process stands by, until its turn
+	await    func(*os.File)     // waits for it
+	awaited  bool               // awaitTurn waits for it
 	came     bool               // it is this process's turn
 	attached <-chan attachment  // of a standby that looks for who serves
 	detach   context.CancelFunc // of that
+	unnamed  <-chan time.Time   // when to try to get the pidfile again
+	tries    int                // so far
+	parting  wire.Message       // what a standby is told that cannot be taken any more
 	failing  bool               // the reason to stop is that this process cannot go on
 }
 
@@ -70,6 +75,8 @@ func (r *run) loop() {
 			r.itsTurn(f)
 		case a := <-r.attached:
 			r.found(a)
+		case <-r.unnamed:
+			r.takePIDFile()
 
 		case l := <-r.attempt.launched:
 			r.started(l)

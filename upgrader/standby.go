@@ -75,6 +75,7 @@ func (u *Upgrader) openTurn(l *legacy) error {
 		return err
 	}
 	u.sockets.hold(turnName, f)
+	u.turnIsOurs = l.generation > 1
 	return nil
 }
 
@@ -84,7 +85,10 @@ func (r *run) enlist(s *stranger) {
 		go s.refuse(fmt.Errorf("%d processes stand by already", maxStandbys))
 		return
 	}
-	if !r.state.committed() {
+	// A predecessor that has another lock, or none, could take the service back, and
+	// whoever waits for this one would serve beside it.
+	if !r.state.committed() || r.state == onProbation && r.turnIsOurs {
+		r.log.Debug("standby is to come again", "pid", os.Getpid(), "standby", s.pid, "state", r.state.String())
 		go s.sendOn()
 		return
 	}
@@ -104,7 +108,7 @@ func (r *run) enlist(s *stranger) {
 		select {
 		case r.enlisted <- st:
 		case <-r.gone:
-			_ = n.Send(wire.Moved{}) // if it is gone, it needs not come again
+			_ = n.Send(r.parting) // if it is gone, it needs not come again
 			st.close()
 		}
 	}()
@@ -141,11 +145,12 @@ func withoutTurn(meta []wire.Socket, files []*os.File) ([]wire.Socket, []*os.Fil
 func (r *run) queue(st *standby) {
 	go r.relay(st)
 	if !r.state.committed() && r.state != probation {
-		r.sendAway(st, wire.Moved{})
+		r.sendAway(st, r.parting)
 		return
 	}
 	r.standbys = append(r.standbys, st)
 	r.log.Info("standby", "pid", os.Getpid(), "standby", st.pid, "queue", len(r.standbys))
+	r.checkStandbys() // something may have changed while it was given what there was
 }
 
 func (r *run) relay(st *standby) {
@@ -210,13 +215,6 @@ func (r *run) sendAway(st *standby, m wire.Message) {
 	r.dropStandby(st)
 }
 
-// sendStandbysAway tells all of them.
-func (r *run) sendStandbysAway(m wire.Message) {
-	for _, st := range slices.Clone(r.standbys) {
-		r.sendAway(st, m)
-	}
-}
-
 // checkStandbys sends those away that do not have what this process has now.
 func (r *run) checkStandbys() {
 	if len(r.standbys) == 0 {
@@ -247,9 +245,10 @@ func sameSockets(a, b []wire.Socket) bool {
 // the service stops does not take it.
 func (r *run) leaveTurn(e event) {
 	if e == stopAsked && !r.failing {
-		r.sendStandbysAway(wire.Stopping{})
-	} else {
-		r.sendStandbysAway(wire.Moved{})
+		r.parting = wire.Stopping{}
+	}
+	for _, st := range slices.Clone(r.standbys) {
+		r.sendAway(st, r.parting)
 	}
 	r.warn("turn", r.sockets.letGo(turnName))
 }
@@ -353,7 +352,7 @@ func (u *Upgrader) awaitTurn(turn *os.File) {
 
 // itsTurn is this process's turn to serve, unless it is over.
 func (r *run) itsTurn(turn *os.File) {
-	if !r.standsBy() || r.state.final() {
+	if r.turn != turn || r.state.final() {
 		_ = turn.Close() // the next one's
 		return
 	}
@@ -369,12 +368,56 @@ func (r *run) itsTurn(turn *os.File) {
 func (r *run) takeTurn() {
 	r.turn = nil
 	r.lookNoMore()
-	p, err := succeedPIDFile(r.options.PIDFile)
-	r.warn("pidfile not taken", err)
-	r.pidfile = p
-	close(r.alone)
+	r.beAlone()
+	r.takePIDFile()
 	if r.state == waiting {
 		r.succeed()
+	}
+}
+
+// pidfileTries is how often, at intervals of againTimeout, a standby that serves
+// tries to get the pidfile's lock. A process that dies lets go of its files one
+// after the other, and its turn may have come before.
+const pidfileTries = 50
+
+// takePIDFile makes the pidfile this process's, now or in a moment.
+func (r *run) takePIDFile() {
+	r.unnamed = nil
+	switch {
+	case r.state.final():
+		return
+	case r.attempt.underWay(): // the pidfile is that one's
+		r.unnamed = time.After(againTimeout)
+		return
+	}
+	p, err := succeedPIDFile(r.options.PIDFile)
+	held := (*PIDFileHeldError)(nil)
+	if r.tries++; errors.As(err, &held) && r.tries < pidfileTries {
+		r.unnamed = time.After(againTimeout)
+		return
+	}
+	r.warn("pidfile not taken", err)
+	r.pidfile = p
+	if r.state == serving {
+		r.warn("pidfile not written", p.install())
+	}
+}
+
+// waitNoMore: this process's turn is not to come. If it is awaited already, the
+// lock is closed when it does.
+func (r *run) waitNoMore() {
+	if r.turn != nil && !r.awaited {
+		_ = r.turn.Close() // nothing was written
+	}
+	r.turn = nil
+}
+
+// beAlone: there is no predecessor any more.
+func (r *run) beAlone() {
+	select {
+	case <-r.alone:
+	default:
+		close(r.alone)
 	}
 }
 
@@ -391,7 +434,7 @@ func (r *run) promotion(m keys) {
 
 // moved: the predecessor has been replaced, or has other sockets.
 func (r *run) moved() {
-	if !r.standsBy() {
+	if !r.standsBy() || r.state.final() {
 		return
 	}
 	r.pred.ignore()
@@ -454,9 +497,24 @@ func (r *run) found(a attachment) {
 	}
 	l := a.legacy
 	r.generation.Store(int64(l.generation))
+	r.waitFor(l.turn)
 	r.pred = predecessor{peer: newPeer(l.conn, l.pid, r.adopt), manifest: l.manifest, end: l.end()}
 	if r.state == waiting {
 		_ = r.pred.Send(wire.Ready{}) // if it is gone, its channel says so next
+	}
+}
+
+// waitFor makes this process wait for the lock of who serves now. It is the one
+// that it has, unless a service manager has started another line of processes.
+func (r *run) waitFor(turn *os.File) {
+	if turn == nil || sameFile(turn, r.turn) {
+		closeAll([]*os.File{turn})
+		return
+	}
+	r.waitNoMore()
+	r.turn = turn
+	if r.awaited {
+		go r.await(turn)
 	}
 }
 
@@ -474,6 +532,8 @@ func (r *run) compare(l *legacy) error {
 		switch {
 		case m.Kind == kindProcess:
 			l.pidfd, l.files[i] = l.files[i], nil // nothing is written to it
+		case m.Kind == kindTurn:
+			l.turn, l.files[i] = l.files[i], nil // the same
 		case l.special(m.Kind) == nil:
 			same = same && was[m.Name] == m.Kind && r.sockets.isSame(m.Name, l.files[i])
 			delete(was, m.Name)
@@ -487,6 +547,7 @@ func (r *run) compare(l *legacy) error {
 	}
 	l.files = nil
 	if !same {
+		closeAll([]*os.File{l.turn})
 		return l.giveUp(fmt.Errorf("%w: the sockets of the service have changed, a standby must start anew", ErrAborted))
 	}
 	return nil
@@ -500,13 +561,15 @@ func (r *run) readyToStandBy() {
 		r.pred.limit = nil // it waits for as long as it takes
 	}
 	r.manager.standingBy(r.Generation())
+	r.awaited = true // not before: one that is not ready is not to keep others from serving
+	go r.await(r.turn)
 	r.reach("ready")
 }
 
 // hold takes what a standby that is promoted gets before its commit. From here
 // on it is a successor like any other.
 func (r *run) hold(m wire.Locks, files []*os.File) error {
-	r.turn = nil
+	r.waitNoMore()
 	if len(files) != m.Descriptors() {
 		closeAll(files)
 		return errors.New("no descriptor arrived: this process is at RLIMIT_NOFILE")

@@ -5,8 +5,11 @@ package upgrader
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/go-handover/handover/internal/fd"
 )
 
 // standBy starts a standby, and returns once the process that serves knows that
@@ -235,4 +238,70 @@ func TestPromotedStandbyIsRolledBack(t *testing.T) {
 	s.gone(old)
 	s.serves(second.Process.Pid, 2)
 	p.check(t, 2)
+}
+
+// TestStandbyThatIsNotReadyKeepsNobody from serving, although it came first.
+func TestStandbyThatIsNotReadyKeepsNobody(t *testing.T) {
+	t.Parallel()
+	s := withStandbys(t).start()
+	old := s.pidfile()
+	s.config.Faults = []fault{{2, "listen", "hang"}}
+	s.configure()
+	from := s.mark()
+	hung := s.comes(old, envStandby+"=1")
+	defer func() { _ = hung.Process.Kill() }() // nothing else ends it
+	s.waitAfter(from, "fault", func(r record) bool { return r.str("msg") == "fault" })
+	s.config.Faults = nil
+	s.configure()
+	ready := s.standBy().Process.Pid
+	s.signal(old, syscall.SIGKILL)
+	s.waitAfter(from, "the ready one", moved(ready, "serving"))
+	s.serves(ready, 2)
+}
+
+// TestStandbyOfASuccessorOnProbation: one whose predecessor knows of no standbys
+// takes them once it is confirmed. If the service is taken back before, nobody
+// serves beside who has it.
+func TestStandbyOfASuccessorOnProbation(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.config.Probation = longProbation
+	s.start()
+	first := s.pidfile()
+	s.config.Control = filepath.Join(privateDir(t), "control")
+	s.configure()
+	from := s.mark()
+	s.signal(first, syscall.SIGUSR1)
+	second := s.waitAfter(from, "probation", moved(0, "on probation")).num("pid")
+	st := s.comes(second, envStandby+"=1").Process.Pid
+	s.waitAfter(from, "refusal", func(r record) bool { return r.str("msg") == "standby is to come again" && r.num("standby") == st })
+	s.signal(second, syscall.SIGKILL)
+	s.waitAfter(from, "roll-back", moved(first, "serving"))
+	s.waitAfter(from, "the standby", func(r record) bool { return r.str("msg") == "program failed" && r.num("pid") == st })
+	s.serves(first, 1)
+}
+
+// TestPIDFileOfAStandbyWhoseTurnComesEarly: two processes die, and the lock of
+// the pidfile is not free yet when the turn is. It is taken a moment later.
+func TestPIDFileOfAStandbyWhoseTurnComesEarly(t *testing.T) {
+	t.Parallel()
+	s := withStandbys(t).start()
+	old, st, from := s.pidfile(), s.standBy().Process.Pid, s.mark()
+	next, err := os.OpenFile(filepath.Join(filepath.Dir(s.config.PIDFile), "."+filepath.Base(s.config.PIDFile)+".next"), os.O_RDWR|os.O_CREATE, 0o644)
+	must(t, err)
+	defer next.Close()
+	if locked, err := fd.TryLock(next); err != nil || !locked {
+		t.Fatal(locked, err)
+	}
+	s.signal(old, syscall.SIGKILL)
+	s.waitAfter(from, "the standby", moved(st, "serving"))
+	if got := s.pidfile(); got != old {
+		t.Errorf("the pidfile names %d already", got)
+	}
+	must(t, next.Close())
+	until(t, func() bool { return s.pidfile() == st })
+	s.serves(st, 2)
+	if !s.upgrade() {
+		t.Error("the next upgrade failed")
+	}
 }

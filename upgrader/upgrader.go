@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/go-handover/handover/internal/wire"
 )
 
 // Defaults of Options.
@@ -213,6 +215,8 @@ type Upgrader struct {
 
 	triggers atomic.Pointer[[]os.Signal] // that ask for an upgrade; nil: none
 
+	turnIsOurs bool // this process has made the lock of the standbys, although it has a predecessor
+
 	isInit bool // this is PID 1, and with it its PID namespace ends
 
 	committed atomic.Bool          // see state.committed; written by run
@@ -304,14 +308,12 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 	}
 	r := &run{
 		Upgrader: u, former: former, attempt: &attempt{}, carrier: u.launch,
-		since: time.Now(), counters: l.manifest.Counters, logName: logName(),
+		since: time.Now(), counters: l.manifest.Counters, logName: logName(), parting: wire.Moved{},
+		turn: l.turn, await: u.awaitTurn,
 		orphaned: supervisorEnds(os.LookupEnv, os.Getppid()),
 	}
 	if l.conn != nil {
 		r.pred = predecessor{peer: newPeer(l.conn, l.pid, u.adopt), manifest: l.manifest, end: l.end()}
-		if r.turn = l.turn; r.turn != nil {
-			go u.awaitTurn(r.turn)
-		}
 	} else {
 		close(u.alone)
 	}
