@@ -53,30 +53,38 @@ func TestTurnPassesToOneWhoWaits(t *testing.T) {
 	}
 }
 
-// TestPeerProcessIsWhoConnected: the end of the process that has connected is
-// seen, and it can be signaled.
-func TestPeerProcessIsWhoConnected(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
+// peers returns pidfds of this process, by the connections that it makes.
+func peers(t *testing.T, n int) []*os.File {
+	t.Helper()
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	client, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
+	all := make([]*os.File, n)
+	for i := range all {
+		client, err := net.Dial("unix", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Close() })
+		c, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if all[i] = PeerProcess(c.(*net.UnixConn)); all[i] == nil {
+			t.Fatal("no pidfd")
+		}
+		t.Cleanup(func() { all[i].Close() })
 	}
-	defer client.Close()
-	c, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	peer := PeerProcess(c.(*net.UnixConn))
-	if peer == nil {
-		t.Fatal("no pidfd")
-	}
-	defer peer.Close()
+	return all
+}
+
+// TestPeerProcessIsWhoConnected: the end of the process that has connected is
+// seen, and it can be signaled.
+func TestPeerProcessIsWhoConnected(t *testing.T) {
+	peer := peers(t, 1)[0]
 	if err := SignalProcess(peer, 0); err != nil {
 		t.Errorf("signal 0 to this very process: %v", err)
 	}
@@ -93,30 +101,11 @@ func TestPeerProcessIsWhoConnected(t *testing.T) {
 
 // TestAwaitEnd: of a peer that ends, and until its pidfd is closed. No thread waits.
 func TestAwaitEnd(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
 	before, n := threads(t), 50
 	results := make(chan error, n)
-	mine := make([]*os.File, n)
-	for i := range mine {
-		client, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		c, err := ln.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		if mine[i] = PeerProcess(c.(*net.UnixConn)); mine[i] == nil {
-			t.Fatal("no pidfd")
-		}
-		go func() { results <- AwaitEnd(mine[i]) }()
+	mine := peers(t, n)
+	for _, f := range mine {
+		go func() { results <- AwaitEnd(f) }()
 	}
 	cmd := exec.Command("sleep", "60")
 	if err := cmd.Start(); err != nil {
