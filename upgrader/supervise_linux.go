@@ -13,10 +13,10 @@ func supervisePID1() (code int, done bool) {
 		return 0, false
 	}
 	// The path, not the image: after a crash what was deployed last is started.
-	path, err := os.Executable()
+	program, err := resolveExecutable("", os.Args[0])
 	if err == nil {
 		code, err = supervise.Run(supervise.Config{
-			Name: "upgrader: process 1", Path: path, Command: os.Args, Restart: supervise.OnFailure, Direct: true,
+			Name: "upgrader: process 1", Path: program.path(), Command: os.Args, Restart: supervise.OnFailure, Direct: true,
 		})
 	} else {
 		code = 126

@@ -18,7 +18,9 @@ container, PID 1.
 
 It tells the server of itself by NOTIFY_SOCKET and UPGRADER_SUPERVISOR_PID, and
 follows MAINPID= from there to the main process of now. To that it passes on
-the signals it gets. After TERM, INT and QUIT nothing is restarted.
+the signals it gets. After TERM, INT and QUIT nothing is restarted. A signal to
+the whole process group, as a terminal sends it for Ctrl-C, reaches the server
+itself, too: twice, and so it stops without waiting for long requests.
 
 When the last main process has ended, what is left of it, older generations
 that drain, may go on for -kill-after. Then it is told to end by SIGTERM, and

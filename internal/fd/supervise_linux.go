@@ -64,9 +64,14 @@ func SameDescription(a, b int) bool {
 	return unix.Fstat(a, &x) == nil && unix.Fstat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
 }
 
-// SetCloseOnExec keeps descriptor n, which must be open, from subprocesses.
+// SetCloseOnExec keeps descriptor n, which must have been inherited, from
+// subprocesses.
 func SetCloseOnExec(n int) error {
-	_, err := unix.FcntlInt(uintptr(n), unix.F_SETFD, unix.FD_CLOEXEC)
+	flags, err := unix.FcntlInt(uintptr(n), unix.F_GETFD, 0)
+	if err == nil && flags&unix.FD_CLOEXEC != 0 {
+		return errors.New("it was not inherited, but is this program's own")
+	}
+	_, err = unix.FcntlInt(uintptr(n), unix.F_SETFD, unix.FD_CLOEXEC)
 	return os.NewSyscallError("fcntl F_SETFD", err)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/go-handover/handover/internal/fd"
 )
@@ -66,7 +67,7 @@ func (s *supervisor) notified(m fd.Message) {
 // claim notes that another process says that it is the main one. It is, once there
 // is none: a successor whose predecessor has died before it named it.
 func (s *supervisor) claim(pid int, value string) {
-	if pid == 0 || value != strconv.Itoa(pid) {
+	if pid == 0 || pid == s.main || value != strconv.Itoa(pid) {
 		return
 	}
 	s.claimant = pid
@@ -152,11 +153,15 @@ func (s *supervisor) tellReadyFD() {
 	s.ReadyFD = 0
 }
 
+// tellTimeout is how long a manager that does not read may hold up everything else.
+const tellTimeout = time.Second
+
 // tell passes assignments on, in one message, as they came.
 func (s *supervisor) tell(up []string) {
 	if s.up == nil || len(up) == 0 {
 		return
 	}
+	_ = s.up.SetWriteDeadline(time.Now().Add(tellTimeout)) // Write says so if it fails
 	if _, err := s.up.Write([]byte(strings.Join(up, "\n"))); err != nil {
 		s.logf("NOTIFY_SOCKET: %v", err)
 	}

@@ -62,6 +62,8 @@ func Run(c Config) (code int, err error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, append([]os.Signal{syscall.SIGCHLD}, forwarded()...)...)
 	defer signal.Stop(signals)
+	// Else Go ends this process when nobody reads its log any more.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if err := s.prepare(); err != nil {
 		return startCode(err), err
 	}
@@ -119,7 +121,7 @@ func (s *supervisor) prepare() (err error) {
 	if s.up, err = dialUp(); err != nil {
 		s.logf("NOTIFY_SOCKET: %v", err) // the service can do without
 	}
-	s.env = append(slices.Concat(inherited(), s.Env), "NOTIFY_SOCKET="+s.notify.Name(), VariablePID+"="+strconv.Itoa(os.Getpid()))
+	s.env = append(slices.Concat(inherited(s.Env), s.Env), "NOTIFY_SOCKET="+s.notify.Name(), VariablePID+"="+strconv.Itoa(os.Getpid()))
 	return nil
 }
 
@@ -242,6 +244,7 @@ func (s *supervisor) gone() bool {
 
 func (s *supervisor) setMain(pid int) {
 	s.main, s.since, s.deserted, s.deliberate = pid, time.Now(), false, false
+	s.claimant = 0 // its pid may be another process's by the time of the next death
 }
 
 // ended is called when the main process has.

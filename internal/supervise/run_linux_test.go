@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -403,9 +404,56 @@ func TestStateIsPassedOn(t *testing.T) {
 	r.wantCode(t, 0)
 }
 
+// TestManagerThatDoesNotRead holds up nothing for long.
+func TestManagerThatDoesNotRead(t *testing.T) {
+	address := filepath.Join(t.TempDir(), "notify")
+	above, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer above.Close()
+	for n := 1; n > 0; { // until its queue is full: one sender has no room for so many
+		c, err := net.Dial("unixgram", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.SetWriteDeadline(time.Now().Add(tellTimeout / 4)); err != nil {
+			t.Fatal(err)
+		}
+		for n = 0; err == nil; n++ {
+			_, err = c.Write([]byte("STATUS=full"))
+		}
+		n--
+	}
+	r := begin(t, Config{}, func(c *exec.Cmd) { c.Env = append(c.Env, "NOTIFY_SOCKET="+address) }, "tells")
+	r.wantCode(t, 0)
+	r.wantLog(t, "i/o timeout")
+}
+
+// TestLogThatNobodyReads is no reason to end.
+func TestLogThatNobodyReads(t *testing.T) {
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out.Close()
+	begin(t, Config{}, func(c *exec.Cmd) { c.Stderr = in }, "exit", "7").wantCode(t, 7)
+}
+
+// TestReadyFDThatWasNotGiven may be one of the runtime's own.
+func TestReadyFDThatWasNotGiven(t *testing.T) {
+	for _, n := range []int{3, 4, 5, 99} {
+		r := begin(t, Config{ReadyFD: n}, nil, "exit", "0")
+		r.wantCode(t, codeCannotRun)
+		r.wantLog(t, fmt.Sprintf("-ready-fd %d: ", n))
+	}
+}
+
 func TestEnvironment(t *testing.T) {
 	r := begin(t, Config{Env: []string{"ADDED=yes"}}, func(c *exec.Cmd) {
-		c.Env = append(c.Env, "LISTEN_PID=1", "LISTEN_FDS=4", "LISTEN_FDNAMES=a", "WATCHDOG_PID=1", "WATCHDOG_USEC=5", VariablePID+"=1", "KEPT=yes")
+		c.Env = append(c.Env, "LISTEN_PID=1", "LISTEN_FDS=4", "LISTEN_FDNAMES=a", "WATCHDOG_PID=1", "WATCHDOG_USEC=5", VariablePID+"=1", "KEPT=yes", "ADDED=no")
 	}, "shows")
 	r.line(t, "supervised true")
 	if name := r.line(t, "NOTIFY_SOCKET="); !strings.HasPrefix(name, "@") {

@@ -48,10 +48,14 @@ func startCode(err error) int {
 var notPassedDown = []string{"LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", "WATCHDOG_PID", "NOTIFY_SOCKET", VariablePID}
 
 // inherited is the environment without what is for this process alone.
-func inherited() []string {
-	drop := notPassedDown
+func inherited(besides []string) []string {
+	drop := slices.Clone(notPassedDown)
+	for _, v := range besides { // of two equal names the first one counts
+		name, _, _ := strings.Cut(v, "=")
+		drop = append(drop, name)
+	}
 	if w := os.Getenv("WATCHDOG_PID"); w != "" && w != strconv.Itoa(os.Getpid()) {
-		drop = append(slices.Clip(drop), "WATCHDOG_USEC") // another's
+		drop = append(drop, "WATCHDOG_USEC") // another's
 	}
 	var env []string
 	for _, v := range os.Environ() {
