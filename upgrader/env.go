@@ -150,10 +150,16 @@ func (e environment) names(n int) bool {
 // withoutOurs returns env without the variables of the handover, and without
 // what a service manager has given to this very process.
 func withoutOurs(env []string) []string {
+	return without(env, slices.Concat(envNames, listenNames, []string{envWatchdogPID})...)
+}
+
+// without returns env without these variables. Of two equal names the first one
+// counts (os.StartProcess passes both), so whoever adds one removes it before.
+func without(env []string, names ...string) []string {
 	out := make([]string, 0, len(env))
 	for _, kv := range env {
 		name, _, _ := strings.Cut(kv, "=")
-		if !slices.Contains(envNames, name) && !slices.Contains(listenNames, name) && name != envWatchdogPID {
+		if !slices.Contains(names, name) {
 			out = append(out, kv)
 		}
 	}

@@ -202,12 +202,14 @@ func (m *manager) regain() {
 // left: the successor has a manager of its own, and the service goes on there.
 func (m *manager) left(generation, pid int) {
 	m.tell("READY=1", status("draining: generation %d, process %d, has taken over", generation, pid))
+	m.unwatched()
 	m.leave()
 }
 
 // standingBy: a standby is up, as far as its manager is concerned.
 func (m *manager) standingBy(generation int) {
 	m.tell("READY=1", status("standing by to be generation %d", generation))
+	m.ping()
 }
 
 // stopping: the service ends, and it is no fault. What drains after an upgrade
@@ -215,6 +217,14 @@ func (m *manager) standingBy(generation int) {
 func (m *manager) stopping() {
 	m.tell("STOPPING=1", status("stopping"))
 	m.leave()
+}
+
+// unwatched: this process drains, and stays the manager's main one. Nobody is to say
+// for so long that it is alive.
+func (m *manager) unwatched() {
+	if m.interval != 0 {
+		m.tell("WATCHDOG_USEC=0")
+	}
 }
 
 // leave makes this process one that the manager does not listen to any more.

@@ -269,8 +269,9 @@ func TestManagerIsToldOfAStop(t *testing.T) {
 	}
 }
 
-// managedSuccessor is a successor with a manager, which does not listen to it yet.
-func managedSuccessor(t *testing.T) (*process, *told) {
+// managedSuccessor is a successor with a manager: of its own, or one which does not
+// listen to it yet.
+func managedSuccessor(t *testing.T, own bool) (*process, *told) {
 	t.Helper()
 	var heard *told
 	p := newProcess(t, Options{}, func(p *process) {
@@ -279,7 +280,7 @@ func managedSuccessor(t *testing.T) (*process, *told) {
 		p.generation.Store(2)
 		p.predecessor = newFarEnd(p, "predecessor")
 		p.r.pred = predecessor{peer: newPeer(p.predecessor, firstChild-1, p.adopt), manifest: manifest}
-		heard = p.listens(false, 10*time.Second)
+		heard = p.listens(own, 10*time.Second)
 	})
 	p.Progress("warming up")
 	return p, heard
@@ -287,7 +288,7 @@ func managedSuccessor(t *testing.T) (*process, *told) {
 
 func TestSuccessorSpeaksOnceItIsTheMainProcess(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		p, heard := managedSuccessor(t)
+		p, heard := managedSuccessor(t, false)
 		ready := p.readyToServe()
 		p.commit()
 		must(t, <-ready)
@@ -326,7 +327,7 @@ func TestSuccessorOfADeadProcessIsTheMainOne(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				p, heard := managedSuccessor(t)
+				p, heard := managedSuccessor(t, false)
 				test.until(p)
 				heard.want(t, self, "WATCHDOG=1")
 			})

@@ -168,6 +168,8 @@ func (r *run) leave(e event, why error) {
 	r.err = why
 	if e == stopAsked && !r.failing {
 		r.manager.stopping()
+	} else {
+		r.manager.unwatched()
 	}
 	r.reportDrain() // the successor acts on it, and this process may end with Done
 	close(r.done)

@@ -321,7 +321,7 @@ func (u *Upgrader) standByAgain() error {
 	pidfd, child := -1, !fd.CanPollProcesses() || !reapsStrangers(os.LookupEnv, os.Getppid())
 	p, err := os.StartProcess("/proc/self/exe", append([]string{u.executable.path()}, u.args()...), &os.ProcAttr{
 		Dir: u.executable.dir(u.options.Dir), Files: files, Sys: fd.Started(&pidfd, !child),
-		Env: append(withoutOurs(u.env()), envStandby+"="+u.executable.path()),
+		Env: append(without(withoutOurs(u.env()), envStandby), envStandby+"="+u.executable.path()),
 	})
 	if err != nil {
 		return err

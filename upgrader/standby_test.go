@@ -3,8 +3,10 @@
 package upgrader
 
 import (
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,7 +16,7 @@ import (
 )
 
 // newStandby returns a process that stands by. Nobody answers at control.
-func newStandby(t *testing.T, control string) *process {
+func newStandby(t *testing.T, control string, more ...func(*process)) *process {
 	t.Helper()
 	turn, err := fd.NewTurn()
 	must(t, err)
@@ -26,6 +28,9 @@ func newStandby(t *testing.T, control string) *process {
 		p.predecessor = newFarEnd(p, "predecessor")
 		p.r.pred = predecessor{peer: newPeer(p.predecessor, firstChild-1, p.adopt)}
 		p.r.turn, p.r.await = turn, func(*os.File) {}
+		for _, prepare := range more {
+			prepare(p)
+		}
 	})
 }
 
@@ -180,4 +185,54 @@ func TestTurnOfAnotherLine(t *testing.T) {
 	if r.waitFor(first); <-awaited != first || closed(other) {
 		t.Error("it is not awaited, or the former was closed under its waiter")
 	}
+}
+
+// TestWatchdog: who is watched by a manager of its own says that it is alive from
+// the start on, and switches that off when it drains and is not to be stopped.
+func TestWatchdog(t *testing.T) {
+	t.Run("a standby", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			var heard *told
+			p := newStandby(t, filepath.Join(privateDir(t), "control"), func(p *process) { heard = p.listens(true, 10*time.Second) })
+			p.readyToServe()
+			heard.want(t, "READY=1 STATUS=standing by to be generation 2", "WATCHDOG=1")
+			time.Sleep(20*time.Second + 1)
+			heard.want(t, "WATCHDOG=1", "WATCHDOG=1")
+		})
+	})
+	t.Run("what is rolled back", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			p, heard := managedSuccessor(t, true)
+			p.readyToServe()
+			p.commit()
+			p.predecessor.say(wire.Abort{Reason: "no"})
+			p.wantEnd(stopped, ErrRolledBack)
+			heard.want(t, "WATCHDOG_USEC=0")
+		})
+	})
+	t.Run("what is replaced by another unit's process", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			heard := new(told)
+			m := manager{main: true, interval: time.Second, send: heard.hear}
+			m.left(2, 99)
+			heard.want(t, "READY=1 STATUS=draining: generation 2, process 99, has taken over", "WATCHDOG_USEC=0")
+		})
+	})
+	t.Run("the first process", func(t *testing.T) {
+		address := filepath.Join(t.TempDir(), "notify")
+		c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
+		must(t, err)
+		defer c.Close()
+		t.Setenv(envNotify, address)
+		t.Setenv(envWatchdog, "60000000")
+		t.Setenv(envWatchdogPID, strconv.Itoa(os.Getpid()))
+		u, err := New(Options{})
+		must(t, err)
+		defer u.Stop()
+		must(t, c.SetReadDeadline(time.Now().Add(patience)))
+		b := make([]byte, 100)
+		if n, err := c.Read(b); err != nil || string(b[:n]) != "WATCHDOG=1" {
+			t.Errorf("the first word is %q, %v", b[:n], err)
+		}
+	})
 }

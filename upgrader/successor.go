@@ -303,8 +303,9 @@ func (u *Upgrader) env() []string {
 	if u.options.Env == nil {
 		return os.Environ()
 	}
-	env := slices.Clone(u.options.Env)
-	for _, name := range []string{envNotify, envWatchdog, envSupervisor} {
+	names := []string{envNotify, envWatchdog, envSupervisor}
+	env := without(u.options.Env, names...)
+	for _, name := range names {
 		if v, found := os.LookupEnv(name); found {
 			env = append(env, name+"="+v)
 		}

@@ -333,6 +333,7 @@ func open(o Options, hooks func(string)) (*Upgrader, error) {
 func (u *Upgrader) openManager(l *legacy) {
 	if l.isFirst() {
 		u.warnOfParent()
+		u.manager.ping() // with Type=exec and simple the watchdog does not wait for READY=1
 		return
 	}
 	u.manager = findManager(os.LookupEnv, false, u.log)

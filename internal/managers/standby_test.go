@@ -26,7 +26,7 @@ func (d *systemd) openPair(t *testing.T) *pair {
 	h := newHome(t)
 	name := fmt.Sprintf("standby-%d", d.units.Add(1))
 	d.put(t, name+"@.service", h.contrib("systemd/standby@.service"),
-		fmt.Sprintf(drop, h.dir, strings.Join(h.flags("-probation 300ms"), " "), ""))
+		fmt.Sprintf(drop, h.dir, strings.Join(h.flags("-probation 300ms"), " "), "WatchdogSec=2"))
 	both := &unit{systemd: d, t: t, name: name}
 	p := &pair{service: &service{Server: both.log(h), home: h, init: func() int { return d.init }}, t: t}
 	d.systemctl(t, "daemon-reload")
@@ -37,6 +37,20 @@ func (d *systemd) openPair(t *testing.T) *pair {
 	}
 	p.Wait(proctest.Logged("standby is ready"))
 	return p
+}
+
+// watched waits until systemd has heard three times more that both are alive.
+func (p *pair) watched() {
+	p.t.Helper()
+	for _, u := range p.units {
+		for range 3 {
+			last := u.show("WatchdogTimestampMonotonic")
+			until(p.t, u.name+" says that it is alive", func() bool { return u.show("WatchdogTimestampMonotonic") != last })
+		}
+		if n := u.number("NRestarts"); n != 0 {
+			p.t.Errorf("%s was restarted %d times", u.name, n)
+		}
+	}
 }
 
 // swapped asserts that the unit that stood by serves, waits until the other one
@@ -58,9 +72,12 @@ func (p *pair) swapped(since proctest.Event) proctest.Event {
 func hotStandby(t *testing.T, d *systemd) {
 	t.Helper()
 	p := d.openPair(t)
+	p.watched()
 	l, end := p.under()
 	now := p.Now()
+	answered := p.slow(5 * time.Second) // by a process that drains for longer than WatchdogSec=
 	d.systemctl(t, "reload", p.units[0].name)
+	answered()
 	now = p.swapped(now)
 	l.WaitFor(p.PID())
 
