@@ -84,7 +84,8 @@ func (b Bytes) StateSize() int64 { return int64(len(b)) }
 // on a *State unchanged costs no memory and no time, however large it is; it must
 // not be closed as long as it is set. Bytes is a state that is at hand.
 //
-// For a standby it is written when that comes. When it is promoted it gets what
+// For a standby it is written when that comes, or when the upgrade that is under
+// way has ended. When it is promoted it gets what
 // has changed since, if no other successor has had the states written meanwhile;
 // when this process dies it has what it was given.
 func (u *Upgrader) SetState(name string, data io.WriterTo) error {

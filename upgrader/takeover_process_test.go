@@ -455,23 +455,32 @@ type lineWriter chan string
 
 func (w lineWriter) Write(p []byte) (int, error) { w <- string(p); return len(p), nil }
 
-// TestRefusalIsUnderstood: what the control socket answers to a hello that it does
-// not take is what New says.
-func TestRefusalIsUnderstood(t *testing.T) {
-	control := filepath.Join(privateDir(t), "control")
+// answerAt lets a predecessor of the test's own making answer the first process
+// that comes to a control socket.
+func answerAt(t *testing.T, control string, answer func(ln net.Listener, l *liar)) {
+	t.Helper()
 	ln, err := net.Listen("unix", control)
 	must(t, err)
-	defer ln.Close()
+	t.Cleanup(func() { ln.Close() })
 	go func() {
 		c, err := ln.Accept()
 		if err != nil {
 			return
 		}
-		l := lieOver(t, c)
+		defer c.Close()
+		answer(ln, lieOver(t, c))
+	}()
+}
+
+// TestRefusalIsUnderstood: what the control socket answers to a hello that it does
+// not take is what New says.
+func TestRefusalIsUnderstood(t *testing.T) {
+	control := filepath.Join(privateDir(t), "control")
+	answerAt(t, control, func(_ net.Listener, l *liar) {
 		l.next()
 		_ = l.Send(wire.Answer{Result: wire.ResultRefused, Text: "it speaks version 2"})
-	}()
-	_, err = New(Options{ControlSocket: control})
+	})
+	_, err := New(Options{ControlSocket: control})
 	if !errors.Is(err, ErrAborted) {
 		t.Errorf("%v, want ErrAborted", err)
 	}
@@ -587,16 +596,8 @@ func TestReplacedControlSocketIsRefused(t *testing.T) {
 	must(t, u.Ready())
 	must(t, os.Rename(control, control+".old"))
 	// A relay that somebody else has put there: what it passes on is not its own.
-	ln, err := net.Listen("unix", control)
-	must(t, err)
-	defer ln.Close()
-	go func() {
-		c, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		l, m := lieOver(t, c), wire.Manifest{Version: wire.Version, Generation: 2}
+	answerAt(t, control, func(ln net.Listener, l *liar) {
+		m := wire.Manifest{Version: wire.Version, Generation: 2}
 		l.next()
 		fi, err := os.Lstat(control + ".old")
 		if err != nil {
@@ -613,7 +614,7 @@ func TestReplacedControlSocketIsRefused(t *testing.T) {
 		numbers, _ := numbersOf([]*os.File{f})
 		_ = errors.Join(l.Send(m), l.Send(wire.Descriptors{Count: 1}, numbers...))
 		l.hear()
-	}()
+	})
 	_, err = New(Options{ControlSocket: control})
 	if err == nil || !strings.Contains(err.Error(), "was replaced") {
 		t.Errorf("New: %v, want that %s was replaced", err, control)

@@ -263,8 +263,10 @@ func (s stopRequest) reason() string {
 // that name them.
 //
 // In a successor it says hello and waits for the predecessor's manifest, 10 s
-// at most. It fails with ErrAborted if the predecessor has given up; then the
-// process is to exit. A predecessor that has died makes no difference.
+// at most; a process that takes over waits longer while it is told that the states
+// are being written, or that an upgrade is under way (SetState). It fails with
+// ErrAborted if the predecessor has given up; then the process is to exit. A
+// predecessor that has died makes no difference.
 func New(o Options) (*Upgrader, error) {
 	u, err := open(o, nil)
 	if err != nil {
@@ -437,8 +439,8 @@ func (u *Upgrader) Ready() error {
 }
 
 // Upgrade replaces this process, and blocks until there is a verdict. On nil
-// the successor serves and is confirmed, Done is closed, and this process is
-// to drain and exit. On an error this process serves on as if nothing had
+// the successor serves and is confirmed, and knows it unless it says nothing for a
+// second; Done is closed, and this process is to drain and exit. On an error this process serves on as if nothing had
 // happened, and a later call may succeed.
 //
 // The error is a *SuccessorError for an attempt that was made; ErrNotReady,

@@ -55,6 +55,9 @@ func WaitProcess(pidfd *os.File) error {
 // AwaitEnd is WaitProcess for a pidfd of PeerProcess: no thread waits meanwhile,
 // and to close the file ends the wait, with an error.
 func AwaitEnd(pidfd *os.File) error {
+	if errors.Is(pidfd.SetReadDeadline(time.Time{}), os.ErrNoDeadline) {
+		return WaitProcess(pidfd) // the poller has not taken it
+	}
 	rc, err := pidfd.SyscallConn()
 	if err != nil {
 		return err

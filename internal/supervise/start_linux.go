@@ -47,7 +47,8 @@ func startCode(err error) int {
 // for it alone.
 var notPassedDown = []string{"LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", "WATCHDOG_PID", "NOTIFY_SOCKET", VariablePID}
 
-// inherited is the environment without what is for this process alone.
+// inherited is the environment without what is for this process alone, and without
+// the variables of besides, which are to take their place.
 func inherited(besides []string) []string {
 	drop := slices.Clone(notPassedDown)
 	for _, v := range besides { // of two equal names the first one counts

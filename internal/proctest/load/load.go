@@ -193,9 +193,9 @@ func (l *Load) Mark(t time.Time) {
 // Crash says that a process of the server died between from and to without a
 // chance to finish. It takes the connections that it had accepted with it,
 // and no other process can answer for them: requests that were under way
-// meanwhile and were cut off (eof, reset, truncated), are counted as Cut and not
-// as Failed. A client on a busy machine may notice after to. A
-// refused connection is a failure still, and so is one that timed out.
+// meanwhile and were cut off (eof, reset, truncated) are counted as Cut and not as
+// Failed. A client on a busy machine may notice after to. A refused connection is
+// a failure still, and so is one that timed out.
 func (l *Load) Crash(from, to time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
